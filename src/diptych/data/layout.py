@@ -1,0 +1,204 @@
+"""From parts to one sequence: the spans of an example, packing into rows, and the attention mask that follows.
+
+A *span* is a run of positions of one kind that shares an attention rule. The mask is derived from the spans alone:
+position i may attend to position j when both belong to the same example, and j comes no later than i or lies in the
+same span with full attention, and j's span is not hidden from i's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+class SpanKind(IntEnum):
+    """What occupies a position of the sequence."""
+
+    PADDING = -1
+    TEXT = 0
+    IMAGE = 1
+    """Features of an image that the model looks at."""
+    QUERY = 2
+    """Learnable queries, whose hidden states become the condition of a denoiser."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run of positions.
+
+    Attributes:
+        kind: what occupies them.
+        length: number of positions, at least 1.
+        token_ids: the tokens of a text span, as many as ``length``.
+        is_target: text that the model learns to write.
+        image: which image of the example an image or query span belongs to.
+        grid: (rows, columns) of an image span; gives it positions in two dimensions where the backbone has them.
+        is_full: every position of the span attends to the whole span, not only to what comes before.
+        is_hidden: later spans do not see this one.
+    """
+
+    kind: SpanKind
+    length: int
+    token_ids: tuple[int, ...] = ()
+    is_target: bool = False
+    image: int | None = None
+    grid: tuple[int, int] | None = None
+    is_full: bool = False
+    is_hidden: bool = False
+
+    def __post_init__(self) -> None:
+        if self.length < 1:
+            raise ValueError(f"a span needs at least one position, got {self.length}.")
+        if self.kind == SpanKind.TEXT and len(self.token_ids) != self.length:
+            raise ValueError(f"a text span of {self.length} positions was given {len(self.token_ids)} tokens.")
+
+
+@dataclass(frozen=True)
+class SequenceLayout:
+    """The spans of one example, in order."""
+
+    spans: tuple[Span, ...]
+
+    @property
+    def length(self) -> int:
+        return sum(span.length for span in self.spans)
+
+    @property
+    def is_plain_causal(self) -> bool:
+        """Whether an ordinary causal mask is right: no full span, and nothing hidden that a later span could see."""
+        return not any(span.is_full for span in self.spans) and not any(span.is_hidden for span in self.spans[:-1])
+
+    def positions(self, axes: int) -> list[tuple[int, ...]]:
+        """The position of every token, as one index or, for multimodal rotary positions, (time, row, column).
+
+        Text advances all axes together; an image span stands at one time and spreads over rows and columns; what
+        follows goes on after the largest index used (Qwen2-VL, arXiv 2409.12191, section 2.1).
+        """
+        result: list[tuple[int, ...]] = []
+        start = 0
+        for span in self.spans:
+            if axes == 3 and span.kind == SpanKind.IMAGE and span.grid is not None:
+                rows, columns = span.grid
+                result += [(start, start + row, start + column) for row in range(rows) for column in range(columns)]
+                start += max(rows, columns)
+            else:
+                result += [(start + i,) * axes for i in range(span.length)]
+                start += span.length
+        return result
+
+
+def assign_rows(lengths: Sequence[int], row_length: int | None) -> list[list[int]]:
+    """Which sequences share a row. ``row_length=None`` gives each its own row.
+
+    Otherwise sequences are placed longest first into the first row with room (first-fit decreasing), which wastes at
+    most about a fifth; the rows, and the sequences in a row, are then put back into the order of the input.
+
+    Raises:
+        ValueError: a sequence is longer than a row.
+    """
+    if row_length is None:
+        return [[i] for i in range(len(lengths))]
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if lengths[index] > row_length:
+            raise ValueError(
+                f"sequence {index} has {lengths[index]} positions, more than a row of {row_length}. "
+                "Raise the row length or shorten the example."
+            )
+        for row, left in enumerate(room):
+            if left >= lengths[index]:
+                rows[row].append(index)
+                room[row] -= lengths[index]
+                break
+        else:
+            rows.append([index])
+            room.append(row_length - lengths[index])
+    return sorted(sorted(row) for row in rows)
+
+
+@dataclass(frozen=True)
+class PackedLayout:
+    """Several layouts side by side in rows of equal length, as tensors.
+
+    Attributes:
+        kinds: a ``SpanKind`` for every position.
+        example_ids: which example a position belongs to; -1 in padding.
+        span_ids: numbers the spans of a row.
+        is_full, is_hidden: the attention rule of the position's span.
+        positions: for the backbone's rotary embedding; the last axis is absent for one-dimensional positions.
+        is_plain_causal: a causal mask gives the same result, so none needs to be built.
+    """
+
+    kinds: Int[Tensor, "rows seq"]
+    example_ids: Int[Tensor, "rows seq"]
+    span_ids: Int[Tensor, "rows seq"]
+    is_full: Bool[Tensor, "rows seq"]
+    is_hidden: Bool[Tensor, "rows seq"]
+    positions: Int[Tensor, "rows seq"] | Int[Tensor, "rows seq axes"]
+    is_plain_causal: bool
+
+    def allows(self, query: Tensor, key: Tensor, row: Tensor) -> Tensor:
+        """The attention rule for index tensors that broadcast; also the ``mask_mod`` of FlexAttention."""
+        same_example = (self.example_ids[row, query] == self.example_ids[row, key]) & (self.example_ids[row, key] >= 0)
+        same_span = self.span_ids[row, query] == self.span_ids[row, key]
+        in_reach = (key <= query) | (same_span & self.is_full[row, query])
+        return same_example & in_reach & (same_span | ~self.is_hidden[row, key])
+
+    def mask(self) -> Bool[Tensor, "rows seq seq"]:
+        """The dense attention mask, True where the second-to-last index may attend to the last."""
+        rows, length = self.kinds.shape
+        index = torch.arange(length, device=self.kinds.device)
+        row = torch.arange(rows, device=self.kinds.device)[:, None, None]
+        return self.allows(index[:, None], index[None, :], row)
+
+
+def pack_layouts(
+    layouts: Sequence[SequenceLayout], row_length: int | None = None, axes: int = 1, pad_multiple: int = 1
+) -> tuple[PackedLayout, list[tuple[int, int]]]:
+    """Packs layouts into rows; also returns (row, first position) of every layout.
+
+    Args:
+        row_length: positions in a row; ``None`` puts every layout in a row of its own.
+        axes: of the positions, 1 or 3.
+        pad_multiple: rows are padded to a multiple of it (few shapes are kind to compilers).
+    """
+    rows = assign_rows([layout.length for layout in layouts], row_length)
+    length = max(sum(layouts[i].length for i in row) for row in rows)
+    length = -(-length // pad_multiple) * pad_multiple
+    shape = (len(rows), length)
+    kinds = torch.full(shape, int(SpanKind.PADDING))
+    example_ids = torch.full(shape, -1)
+    span_ids = torch.full(shape, -1)
+    is_full = torch.zeros(shape, dtype=torch.bool)
+    is_hidden = torch.zeros(shape, dtype=torch.bool)
+    positions = torch.zeros(*shape, axes, dtype=torch.int64)
+    places: list[tuple[int, int]] = [(0, 0)] * len(layouts)
+    for row, members in enumerate(rows):
+        start = span_number = 0
+        for index in members:
+            layout = layouts[index]
+            places[index] = (row, start)
+            positions[row, start : start + layout.length] = torch.tensor(layout.positions(axes))
+            for span in layout.spans:
+                here = slice(start, start + span.length)
+                kinds[row, here] = int(span.kind)
+                example_ids[row, here] = index
+                span_ids[row, here] = span_number
+                is_full[row, here] = span.is_full
+                is_hidden[row, here] = span.is_hidden
+                start += span.length
+                span_number += 1
+    packed = PackedLayout(
+        kinds=kinds,
+        example_ids=example_ids,
+        span_ids=span_ids,
+        is_full=is_full,
+        is_hidden=is_hidden,
+        positions=positions[..., 0] if axes == 1 else positions,
+        is_plain_causal=all(len(row) == 1 for row in rows) and all(layout.is_plain_causal for layout in layouts),
+    )
+    return packed, places
