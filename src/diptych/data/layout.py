@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
@@ -170,35 +171,36 @@ def pack_layouts(
     length = max(sum(layouts[i].length for i in row) for row in rows)
     length = -(-length // pad_multiple) * pad_multiple
     shape = (len(rows), length)
-    kinds = torch.full(shape, int(SpanKind.PADDING))
-    example_ids = torch.full(shape, -1)
-    span_ids = torch.full(shape, -1)
-    is_full = torch.zeros(shape, dtype=torch.bool)
-    is_hidden = torch.zeros(shape, dtype=torch.bool)
-    positions = torch.zeros(*shape, axes, dtype=torch.int64)
+    kinds = np.full(shape, int(SpanKind.PADDING), dtype=np.int64)
+    example_ids = np.full(shape, -1, dtype=np.int64)
+    span_ids = np.full(shape, -1, dtype=np.int64)
+    is_full = np.zeros(shape, dtype=np.bool_)
+    is_hidden = np.zeros(shape, dtype=np.bool_)
+    positions = np.zeros((*shape, axes), dtype=np.int64)
     places: list[tuple[int, int]] = [(0, 0)] * len(layouts)
     for row, members in enumerate(rows):
         start = span_number = 0
         for index in members:
             layout = layouts[index]
             places[index] = (row, start)
-            positions[row, start : start + layout.length] = torch.tensor(layout.positions(axes))
+            end = start + layout.length
+            positions[row, start:end] = np.arange(layout.length)[:, None] if axes == 1 else layout.positions(axes)
+            example_ids[row, start:end] = index
             for span in layout.spans:
                 here = slice(start, start + span.length)
-                kinds[row, here] = int(span.kind)
-                example_ids[row, here] = index
+                kinds[row, here] = span.kind
                 span_ids[row, here] = span_number
                 is_full[row, here] = span.is_full
                 is_hidden[row, here] = span.is_hidden
                 start += span.length
                 span_number += 1
     packed = PackedLayout(
-        kinds=kinds,
-        example_ids=example_ids,
-        span_ids=span_ids,
-        is_full=is_full,
-        is_hidden=is_hidden,
-        positions=positions[..., 0] if axes == 1 else positions,
+        kinds=torch.from_numpy(kinds),
+        example_ids=torch.from_numpy(example_ids),
+        span_ids=torch.from_numpy(span_ids),
+        is_full=torch.from_numpy(is_full),
+        is_hidden=torch.from_numpy(is_hidden),
+        positions=torch.from_numpy(positions[..., 0].copy() if axes == 1 else positions),
         is_plain_causal=all(len(row) == 1 for row in rows) and all(layout.is_plain_causal for layout in layouts),
     )
     return packed, places

@@ -1,0 +1,210 @@
+"""Examples as tensors: everything an objective needs, found once when the batch is made."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from diptych.data.example import Example, ImageOut, Pixels, Text, load_pixels
+from diptych.data.feature_cache import FeatureCache, image_key
+from diptych.data.layout import PackedLayout, SpanKind, pack_layouts
+from diptych.data.prompt_format import ImageRules, PromptFormat, render
+from diptych.data.tokenizer import Tokenizer
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class ImageGroup:
+    """Images of one size and where they stand in the sequences.
+
+    Attributes:
+        images: in [-1, 1]; None where features were cached, and for images that are yet to be drawn.
+        features: encoded earlier; None where the images are given.
+        slots: for every image, the positions it takes in the flattened ``rows * seq`` sequence.
+        example_ids: the example each image belongs to.
+        size: (height, width) in pixels, the same for the whole group.
+    """
+
+    images: Float[Tensor, "images 3 height width"] | None
+    features: Float[Tensor, "images channels rows cols"] | None
+    slots: Int[Tensor, "images tokens"]
+    example_ids: Int[Tensor, " images"]
+    size: tuple[int, int]
+
+    def __len__(self) -> int:
+        return self.slots.shape[0]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples packed into rows.
+
+    Attributes:
+        token_ids: 0 at positions that hold no text.
+        layout: kinds, examples, attention rules and positions of every place in the rows.
+        target_ids: at each position the token that follows it, where that token is to be learnt.
+        target_mask: True at the positions that carry a text loss.
+        inputs: images that are looked at.
+        outputs: images that are drawn.
+        example_weights: factor on every example's loss.
+        example_seeds: one 63-bit seed per example; noise, time and dropped conditions are drawn from it, so that they
+            do not depend on the batch, the process or the neighbours.
+    """
+
+    token_ids: Int[Tensor, "rows seq"]
+    layout: PackedLayout
+    target_ids: Int[Tensor, "rows seq"]
+    target_mask: Bool[Tensor, "rows seq"]
+    inputs: tuple[ImageGroup, ...]
+    outputs: tuple[ImageGroup, ...]
+    example_weights: Float[Tensor, " examples"]
+    example_seeds: Int[Tensor, " examples"]
+
+    @property
+    def num_examples(self) -> int:
+        return self.example_weights.shape[0]
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions including padding, as the backbone sees them."""
+        return self.token_ids.numel()
+
+    def to(self, device: torch.device | str) -> "Batch":
+        return _move(self, torch.device(device))
+
+
+def _move(value: _T, device: torch.device) -> _T:
+    """A dataclass, tuple or tensor with every tensor in it on ``device``."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, tuple):
+        return tuple(_move(item, device) for item in value)  # type: ignore[return-value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: _move(getattr(value, f.name), device) for f in fields(value)})
+    return value
+
+
+@dataclass
+class _Image:
+    """An image part on its way into a group."""
+
+    is_output: bool
+    size: tuple[int, int]
+    image: Tensor | None = None
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes batches; a plain value that worker processes can be given.
+
+    Attributes:
+        prepare: turns uint8 pixels into the float image of the model's size; called with ``is_output``.
+        cache: features of images whose encoder is frozen; such images are neither read nor drawn.
+        row_length: see ``pack_layouts``; ``None`` gives every example its own row.
+        position_axes: 1, or 3 for multimodal rotary positions.
+    """
+
+    tokenizer: Tokenizer
+    prompt_format: PromptFormat
+    rules: ImageRules
+    prepare: Callable[[Pixels, bool], Float[Tensor, "3 height width"]]
+    cache: FeatureCache | None = None
+    pixels_per_cell: tuple[int, int] = (1, 1)
+    """Pixels along one cell of the (input, output) feature grids: gives the size of an image known by its features."""
+    row_length: int | None = None
+    position_axes: int = 1
+    pad_multiple: int = 8
+
+    def __call__(
+        self, examples: Sequence[Example], seeds: Sequence[int] | None = None, open_turn: bool = False
+    ) -> Batch:
+        """The examples as a batch.
+
+        Args:
+            seeds: one per example; zeros when absent (inference draws its noise elsewhere).
+            open_turn: end every sequence with the start of an assistant's turn.
+
+        Raises:
+            ValueError: an image or a text does not fit the model; the message names the example.
+        """
+        images = [[self._image(part, example) for part in example.parts if not isinstance(part, Text)]
+                  for example in examples]  # fmt: skip
+        layouts = [
+            render(
+                example,
+                self.prompt_format,
+                self.tokenizer,
+                self.rules,
+                [image.size for image in own],
+                open_turn=open_turn,
+            )
+            for example, own in zip(examples, images, strict=True)
+        ]
+        packed, places = pack_layouts(layouts, self.row_length, self.position_axes, self.pad_multiple)
+        shape = tuple(packed.kinds.shape)
+        token_ids = np.zeros(shape, dtype=np.int64)
+        target_ids = np.zeros(shape, dtype=np.int64)
+        target_mask = np.zeros(shape, dtype=np.bool_)
+        groups: dict[tuple[Any, ...], list[tuple[_Image, int, int]]] = {}
+        for index, (layout, (row, start)) in enumerate(zip(layouts, places, strict=True)):
+            first = start
+            for span in layout.spans:
+                here = slice(start, start + span.length)
+                if span.kind == SpanKind.TEXT:
+                    token_ids[row, here] = span.token_ids
+                    if span.is_target:
+                        skip = 1 if start == first else 0  # nothing precedes the first token of an example
+                        target_ids[row, start - 1 + skip : here.stop - 1] = span.token_ids[skip:]
+                        target_mask[row, start - 1 + skip : here.stop - 1] = True
+                else:
+                    assert span.image is not None
+                    image = images[index][span.image]
+                    shape_key = None if image.features is None else tuple(image.features.shape)
+                    kind = (image.is_output, image.size, span.length, shape_key)
+                    groups.setdefault(kind, []).append((image, index, row * shape[1] + start))
+                start = here.stop
+        return Batch(
+            token_ids=torch.from_numpy(token_ids),
+            layout=packed,
+            target_ids=torch.from_numpy(target_ids),
+            target_mask=torch.from_numpy(target_mask),
+            inputs=tuple(_group(members, key[2]) for key, members in groups.items() if not key[0]),
+            outputs=tuple(_group(members, key[2]) for key, members in groups.items() if key[0]),
+            example_weights=torch.tensor([float(example.weight) for example in examples]),
+            example_seeds=torch.tensor(list(seeds) if seeds is not None else [0] * len(examples), dtype=torch.int64),
+        )
+
+    def _image(self, part: Any, example: Example) -> _Image:
+        is_output = isinstance(part, ImageOut) and part.is_target
+        if part.image is None:
+            if part.size is None:
+                raise ValueError(f"example {example.key!r}: an ImageOut without an image needs a size (height, width).")
+            return _Image(is_output, tuple(part.size))
+        features = None
+        if self.cache is not None:
+            features = self.cache.get("output" if is_output else "input", image_key(part.image))
+        if features is not None:
+            cell = self.pixels_per_cell[is_output]
+            return _Image(is_output, (features.shape[-2] * cell, features.shape[-1] * cell), features=features)
+        image = self.prepare(load_pixels(part.image), is_output)
+        return _Image(is_output, (int(image.shape[-2]), int(image.shape[-1])), image=image)
+
+
+def _group(members: list[tuple[_Image, int, int]], num_tokens: int) -> ImageGroup:
+    first = members[0][0]
+    starts = torch.tensor([start for _, _, start in members])
+    return ImageGroup(
+        images=None if first.image is None else torch.stack([m.image for m, _, _ in members if m.image is not None]),
+        features=None
+        if first.features is None
+        else torch.stack([m.features for m, _, _ in members if m.features is not None]),
+        slots=starts[:, None] + torch.arange(num_tokens)[None, :],
+        example_ids=torch.tensor([example for _, example, _ in members]),
+        size=first.size,
+    )
