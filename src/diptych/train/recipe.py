@@ -8,7 +8,7 @@ overriding recipes is cheap. ``serialization`` turns a recipe into JSON and back
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from diptych.train.nearest import nearest
 
@@ -18,6 +18,7 @@ SolverName: TypeAlias = Literal["euler", "heun", "midpoint", "multistep"]
 Tracker: TypeAlias = Literal["tensorboard", "wandb"]
 
 
+@runtime_checkable
 class Buildable(Protocol):
     """A config: a frozen dataclass whose ``build()`` makes the live object."""
 
@@ -32,7 +33,7 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _check_at_least(name: str, value: float, minimum: float) -> None:
+def _check_at_least(name: str, value: int | float, minimum: int | float) -> None:
     _require(
         math.isfinite(value) and value >= minimum,
         f"{name} must be a finite number of at least {minimum}, got {value}.",
@@ -275,6 +276,6 @@ def validate(recipe: Recipe[Any]) -> None:
         for source in stage.mix:
             _require(
                 source in recipe.data,
-                f"recipe {recipe.name!r}: stages.{name}.mix names the source {source!r}, which recipe.data does not have. "
+                f"recipe {recipe.name!r}: stages.{name}.mix names the source {source!r}, which is not in recipe.data. "
                 f"{nearest(source, recipe.data)}",
             )
