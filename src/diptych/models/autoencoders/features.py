@@ -1,0 +1,222 @@
+"""Features of a vision encoder as the generation space, with a decoder trained to paint them.
+
+RAE, arXiv 2510.11690, section 3 (frozen encoder, ViT decoder trained on noised features), and RAEv2, arXiv 2605.18324
+(several layers summed, each after a LayerNorm without affine parameters). Average pooling to a smaller grid is
+BLIP3-o's (arXiv 2505.09568). What differs: a trained linear bottleneck to few channels is offered, statistics are
+measured per channel and not per position (so that other image sizes work), and the decoder may run on a finer grid than
+the latents.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from diptych.models.autoencoders.protocol import grid_shape, measure_shift_scale
+from diptych.models.encoders.vision_block import (
+    VisionBlock,
+    default_ffn_dim,
+    init_vision_weights,
+    sincos_positions,
+)
+from diptych.models.layers import RMSNorm, rotary_table_2d
+from diptych.models.part import build_part, part_kind
+from diptych.models.patches import unpatchify
+
+Aggregate: TypeAlias = Literal["mean", "sum"]
+PoolMode: TypeAlias = Literal["mean", "concat"]
+
+
+class PatchDecoder(nn.Module):
+    """A ViT that paints a grid of vectors: each becomes ``upsample^2`` tokens, each token a square of pixels."""
+
+    def __init__(
+        self, channels: int, dim: int, num_layers: int, num_heads: int, patch_size: int, upsample: int = 1
+    ) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.upsample = upsample
+        self.dim = dim
+        self.head_dim = dim // num_heads
+        self.tokens_in = nn.Linear(channels, upsample**2 * dim)
+        self.blocks = nn.ModuleList(
+            VisionBlock(dim, num_heads, default_ffn_dim("swiglu", dim)) for _ in range(num_layers)
+        )
+        self.norm = RMSNorm(dim)
+        self.patches_out = nn.Linear(dim, 3 * patch_size**2)
+        init_vision_weights(self, num_layers)
+
+    def forward(self, features: Float[Tensor, "batch channels rows cols"]) -> Float[Tensor, "batch 3 height width"]:
+        """Images, not clipped."""
+        rows, cols = features.shape[-2] * self.upsample, features.shape[-1] * self.upsample
+        x = rearrange(
+            self.tokens_in(rearrange(features, "batch channels rows cols -> batch rows cols channels")),
+            "batch rows cols (up_rows up_cols dim) -> batch (rows up_rows cols up_cols) dim",
+            up_rows=self.upsample,
+            up_cols=self.upsample,
+        )
+        x = x + sincos_positions(rows, cols, self.dim, x.device).to(x.dtype)
+        rotary = rotary_table_2d(rows, cols, self.head_dim, 100.0, x.device)
+        for block in self.blocks:
+            x = block(x, rotary)
+        return unpatchify(self.patches_out(self.norm(x)), rows, cols, self.patch_size)
+
+
+class FeatureAutoencoder(nn.Module):
+    """Encoder features, pooled, squeezed and normalised, and a decoder from them to pixels.
+
+    ``encode``: tokens of ``layers`` -> pooled ``pool x pool`` -> linear to ``channels`` -> LayerNorm without affine
+    parameters -> ``(raw - shift) / scale``. ``decode`` takes shift and scale back first, so that measuring them does
+    not change what a trained decoder sees. Noise for the decoder's training: ``protocol.add_latent_noise``.
+
+    Args:
+        encoder: the encoder, or its ``config_dict()``.
+        channels: width of the trained bottleneck; ``None`` keeps the encoder's own features.
+        pool: side of the squares of tokens that become one latent.
+        pool_mode: their average, or all of them side by side (then ``pool^2 * dim`` values go into the bottleneck).
+        layers: layers to combine, 1 … ``encoder.num_layers``, each normalised without affine parameters (RAE takes the
+            last, RAEv2 several); empty takes the encoder's output as it is.
+        aggregate: how several layers are combined.
+        latent_norm: LayerNorm over the channels of every latent, without affine parameters.
+        decoder_patch_size: pixels a decoder token paints; ``None`` is the encoder's patch size.
+        upsample: decoder tokens to a latent, per axis; ``None`` makes images as large as the encoder's input. With
+            another value images are resampled (bicubic, antialiased) before the encoder sees them.
+
+    Raises:
+        ValueError: sizes that do not divide, or layers that do not exist.
+    """
+
+    encoder: Any
+    channels: int
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module | Mapping[str, Any],
+        channels: int | None = None,
+        pool: int = 1,
+        pool_mode: PoolMode = "mean",
+        layers: Sequence[int] = (),
+        aggregate: Aggregate = "mean",
+        latent_norm: bool = False,
+        decoder_dim: int = 192,
+        decoder_layers: int = 4,
+        decoder_heads: int = 6,
+        decoder_patch_size: int | None = None,
+        upsample: int | None = None,
+    ) -> None:
+        super().__init__()
+        reader: Any = encoder if isinstance(encoder, nn.Module) else build_part(encoder)
+        input_stride = reader.patch_size * pool
+        decoder_patch_size = reader.patch_size if decoder_patch_size is None else decoder_patch_size
+        if upsample is None:
+            if input_stride % decoder_patch_size:
+                raise ValueError(
+                    f"features.decoder_patch_size must divide the {input_stride} pixels of a latent "
+                    f"(patch_size {reader.patch_size} x pool {pool}), got {decoder_patch_size}. Or give upsample."
+                )
+            upsample = input_stride // decoder_patch_size
+        wrong = [layer for layer in layers if not 1 <= layer <= reader.num_layers]
+        if wrong:
+            raise ValueError(f"features.layers must be 1 to {reader.num_layers} (blocks of the encoder), got {wrong}.")
+        if aggregate not in ("mean", "sum") or pool_mode not in ("mean", "concat"):
+            raise ValueError(
+                "features.aggregate must be 'mean' or 'sum' and features.pool_mode 'mean' or 'concat', "
+                f"got {aggregate!r} and {pool_mode!r}."
+            )
+        self._config: dict[str, Any] = {
+            "channels": channels,
+            "pool": pool,
+            "pool_mode": pool_mode,
+            "layers": list(layers),
+            "aggregate": aggregate,
+            "latent_norm": latent_norm,
+            "decoder_dim": decoder_dim,
+            "decoder_layers": decoder_layers,
+            "decoder_heads": decoder_heads,
+            "decoder_patch_size": decoder_patch_size,
+            "upsample": upsample,
+        }
+        feature_dim = reader.dim * (pool**2 if pool_mode == "concat" else 1)
+        self.encoder = reader
+        self.layers = tuple(layers)
+        self.aggregate: Aggregate = aggregate
+        self.pool = pool
+        self.pool_mode: PoolMode = pool_mode
+        self.latent_norm = latent_norm
+        self.channels = feature_dim if channels is None else channels
+        self.input_stride = input_stride
+        self.stride = decoder_patch_size * upsample
+        self.bottleneck = nn.Identity() if channels is None else nn.Linear(feature_dim, channels)
+        self.decoder = PatchDecoder(
+            self.channels, decoder_dim, decoder_layers, decoder_heads, decoder_patch_size, upsample
+        )
+        self.register_buffer("shift", torch.zeros(self.channels, 1, 1))
+        self.register_buffer("scale", torch.ones(self.channels, 1, 1))
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """(channels, rows, cols) of the latents of an image.
+
+        Raises:
+            ValueError: a side is no multiple of ``stride``.
+        """
+        return self.channels, *grid_shape(height, width, self.stride, "the feature autoencoder")
+
+    def encode(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows cols"]:
+        """Normalised features; gradients reach the encoder and the bottleneck where those are trainable.
+
+        Raises:
+            ValueError: a side is no multiple of ``stride``.
+        """
+        rows, cols = grid_shape(images.shape[-2], images.shape[-1], self.stride, "the feature autoencoder")
+        if self.stride != self.input_stride:
+            size = rows * self.input_stride, cols * self.input_stride
+            images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(-1, 1)
+        output = self.encoder(images, self.layers)
+        tokens = output.tokens
+        if self.layers:
+            normed = [F.layer_norm(output.layer_tokens[i].float(), (self.encoder.dim,)) for i in self.layers]
+            tokens = torch.stack(normed).sum(0).to(tokens.dtype)
+            if self.aggregate == "mean":
+                tokens = tokens / len(self.layers)
+        return (self._squeeze(tokens, output.grid) - self.shift) / self.scale
+
+    def decode(self, latents: Float[Tensor, "batch channels rows cols"]) -> Float[Tensor, "batch 3 height width"]:
+        """Images, clipped to [-1, 1]; training uses ``paint``, which is not."""
+        return self.paint(latents).clamp(-1, 1)
+
+    def paint(self, latents: Float[Tensor, "batch channels rows cols"]) -> Float[Tensor, "batch 3 height width"]:
+        """The decoder's images before clipping, so that a loss has gradients everywhere."""
+        return self.decoder(latents * self.scale + self.shift)
+
+    @torch.no_grad()
+    def measure(self, latents: Iterable[Float[Tensor, "_ channels _ _"]]) -> None:
+        """Sets shift and scale such that latents like the given ones, made by ``encode``, have mean 0 and std 1."""
+        mean, std = measure_shift_scale(latents)
+        self.shift.add_(self.scale * mean.to(self.shift))
+        self.scale.mul_(std.to(self.scale))
+
+    def config_dict(self) -> dict[str, Any]:
+        return {"kind": part_kind(self), "encoder": self.encoder.config_dict(), **self._config}
+
+    def _squeeze(
+        self, tokens: Float[Tensor, "batch patches dim"], grid: tuple[int, int]
+    ) -> Float[Tensor, "batch channels rows cols"]:
+        squares = rearrange(
+            tokens,
+            "batch (rows y cols x) dim -> batch rows cols (y x) dim",
+            y=self.pool,
+            x=self.pool,
+            rows=grid[0] // self.pool,
+        )
+        pooled = squares.mean(3) if self.pool_mode == "mean" else squares.flatten(3)
+        raw = self.bottleneck(pooled)
+        if self.latent_norm:
+            raw = F.layer_norm(raw.float(), (self.channels,)).to(raw.dtype)
+        return rearrange(raw, "batch rows cols channels -> batch channels rows cols")
