@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from diptych.data.example import Example, ImageOut, Pixels, Text, load_pixels
@@ -47,8 +47,9 @@ class Batch:
     Attributes:
         token_ids: 0 at positions that hold no text.
         layout: kinds, examples, attention rules and positions of every place in the rows.
-        target_ids: at each position the token that follows it, where that token is to be learnt.
-        target_mask: True at the positions that carry a text loss.
+        target_slots: positions, in the flattened ``rows * seq`` sequence, whose next token is to be learnt.
+        target_ids: those next tokens.
+        target_examples: the example each belongs to.
         inputs: images that are looked at.
         outputs: images that are drawn.
         example_weights: factor on every example's loss.
@@ -58,8 +59,9 @@ class Batch:
 
     token_ids: Int[Tensor, "rows seq"]
     layout: PackedLayout
-    target_ids: Int[Tensor, "rows seq"]
-    target_mask: Bool[Tensor, "rows seq"]
+    target_slots: Int[Tensor, " targets"]
+    target_ids: Int[Tensor, " targets"]
+    target_examples: Int[Tensor, " targets"]
     inputs: tuple[ImageGroup, ...]
     outputs: tuple[ImageGroup, ...]
     example_weights: Float[Tensor, " examples"]
@@ -149,8 +151,9 @@ class Collator:
         packed, places = pack_layouts(layouts, self.row_length, self.position_axes, self.pad_multiple)
         shape = tuple(packed.kinds.shape)
         token_ids = np.zeros(shape, dtype=np.int64)
-        target_ids = np.zeros(shape, dtype=np.int64)
-        target_mask = np.zeros(shape, dtype=np.bool_)
+        target_slots: list[int] = []
+        target_ids: list[int] = []
+        target_examples: list[int] = []
         groups: dict[tuple[Any, ...], list[tuple[_Image, int, int]]] = {}
         for index, (layout, (row, start)) in enumerate(zip(layouts, places, strict=True)):
             first = start
@@ -160,8 +163,10 @@ class Collator:
                     token_ids[row, here] = span.token_ids
                     if span.is_target:
                         skip = 1 if start == first else 0  # nothing precedes the first token of an example
-                        target_ids[row, start - 1 + skip : here.stop - 1] = span.token_ids[skip:]
-                        target_mask[row, start - 1 + skip : here.stop - 1] = True
+                        offset = row * shape[1]
+                        target_slots.extend(range(offset + start - 1 + skip, offset + here.stop - 1))
+                        target_ids.extend(span.token_ids[skip:])
+                        target_examples.extend([index] * (span.length - skip))
                 else:
                     assert span.image is not None
                     image = images[index][span.image]
@@ -172,8 +177,9 @@ class Collator:
         return Batch(
             token_ids=torch.from_numpy(token_ids),
             layout=packed,
-            target_ids=torch.from_numpy(target_ids),
-            target_mask=torch.from_numpy(target_mask),
+            target_slots=torch.tensor(target_slots, dtype=torch.int64),
+            target_ids=torch.tensor(target_ids, dtype=torch.int64),
+            target_examples=torch.tensor(target_examples, dtype=torch.int64),
             inputs=tuple(_group(members, key[2]) for key, members in groups.items() if not key[0]),
             outputs=tuple(_group(members, key[2]) for key, members in groups.items() if key[0]),
             example_weights=torch.tensor([float(example.weight) for example in examples]),

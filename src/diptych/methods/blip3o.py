@@ -1,0 +1,277 @@
+"""BLIP3-o (arXiv 2505.09568): learnable queries read the prompt through the backbone, and their hidden states condition
+a diffusion transformer that draws image features by flow matching; a decoder renders the features.
+
+    prompt, [IMG], queries --backbone--> hidden states h at the queries
+    x_t = t * data + (1 - t) * noise;   loss = |DiT(x_t, t, h) - (data - noise)|^2;   h <- 0 with probability 0.1
+
+Understanding is the backbone's own: image features go through a connector into the prefix. Beyond the original: images
+in the prompt that asks for an image (editing, several references), prompts of different lengths in one batch, a seed
+per image, data prediction with a loss on the velocity (RAEv2, arXiv 2605.18324, section 2.3 of its card), several noise
+levels for one prompt, and training the generation space in the same run.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from diptych.data.batch import Batch, ImageGroup
+from diptych.data.prompt_format import PromptFormat, chatml_format, compact_format
+from diptych.flow.guidance import guided_velocity
+from diptych.flow.path import interpolate, path_velocity, to_velocity
+from diptych.flow.solvers import SOLVERS
+from diptych.flow.time import DiscreteTime, LogitNormalTime, TimeDistribution, UniformTime, time_grid
+from diptych.models.connectors import MLPConnector
+from diptych.models.part import build_part, part_kind
+from diptych.objectives.loss_term import LossTerm, Objective
+from diptych.objectives.randomness import normal_from_seeds, uniform_from_seeds
+from diptych.objectives.reconstruction import reconstruction_loss
+from diptych.objectives.text import text_term
+from diptych.train.parts import (
+    BackboneConfig,
+    EncoderConfig,
+    FeaturesConfig,
+    GenerationSpaceConfig,
+    LuminaConfig,
+    PretrainedBackboneConfig,
+    TokenizerConfig,
+)
+from diptych.unified import DrawSettings, ImagePolicy, OnStep, UnifiedModel
+
+
+class QueryFlowHead(nn.Module):
+    """Learnable queries and the denoiser that they condition (section 3 of the paper)."""
+
+    def __init__(
+        self,
+        *,
+        denoiser: nn.Module | Mapping[str, Any],
+        num_queries: int,
+        dim: int,
+        full_queries: bool = False,
+        query_std: float = 1.0,
+    ) -> None:
+        """
+        Args:
+            denoiser: the network, or its ``config_dict()``.
+            dim: width of the backbone.
+            full_queries: the queries of an image see each other in both directions; the paper's are causal.
+            query_std: of the initial queries; 1 in the paper.
+        """
+        super().__init__()
+        self.denoiser = denoiser if isinstance(denoiser, nn.Module) else build_part(denoiser)
+        self.num_queries = num_queries
+        self.full_queries = full_queries
+        self.query_std = query_std
+        self.queries = nn.Parameter(torch.randn(num_queries, dim) * query_std)
+
+    def config_dict(self) -> dict[str, Any]:
+        return {
+            "kind": part_kind(self),
+            "denoiser": self.denoiser.config_dict(),
+            "num_queries": self.num_queries,
+            "dim": self.queries.shape[1],
+            "full_queries": self.full_queries,
+            "query_std": self.query_std,
+        }
+
+    def query_embeddings(self, count: int) -> Float[Tensor, "images queries dim"]:
+        return self.queries.expand(count, -1, -1)
+
+    def null_condition(self, count: int) -> Float[Tensor, "images queries dim"]:
+        """Zeros: what a dropped condition is in training."""
+        return self.queries.new_zeros(count, *self.queries.shape)
+
+    def velocity(
+        self,
+        x_t: Float[Tensor, "images channels rows cols"],
+        t: Float[Tensor, " images"],
+        condition: Float[Tensor, "images queries dim"],
+    ) -> Float[Tensor, "images channels rows cols"]:
+        """``data - noise`` as the denoiser sees it, in float32."""
+        output = self.denoiser(x_t, t, condition).float()
+        return to_velocity(output, self.denoiser.prediction, x_t.float(), t.float())
+
+    def draw(
+        self,
+        condition: Float[Tensor, "images queries dim"],
+        null: Float[Tensor, "images queries dim"],
+        noise: Float[Tensor, "images channels rows cols"],
+        settings: DrawSettings,
+        on_step: OnStep | None = None,
+    ) -> Float[Tensor, "images channels rows cols"]:
+        """Features drawn from noise, with classifier-free guidance in one batched call."""
+        velocity = guided_velocity(
+            self.velocity,
+            condition,
+            torch.cat([condition, null]),
+            settings.guidance_scale,
+            settings.guidance_interval,
+        )
+        times = time_grid(settings.num_steps, settings.time_shift)
+        return SOLVERS[settings.solver](velocity, noise, times, on_step)  # type: ignore[index]
+
+
+def flow_loss(
+    model: UnifiedModel,
+    group: ImageGroup,
+    condition: Float[Tensor, "images queries dim"],
+    seeds: Int[Tensor, " images"],
+    time: TimeDistribution,
+    condition_drop: float,
+    repeats: int,
+) -> tuple[Float[Tensor, " items"], Float[Tensor, " items"]]:
+    """Squared velocity error of every image at ``repeats`` noise levels, and those levels sigma.
+
+    Time, noise and dropped conditions follow from each image's seed.
+    """
+    head: Any = model.image_head
+    data = model.group_features(group, is_output=True).float()
+    shape = (repeats, *data.shape[1:])
+    t = time.at(uniform_from_seeds(seeds, (repeats,), "time")).flatten()
+    noise = normal_from_seeds(seeds, shape, "noise").flatten(0, 1)
+    keep = uniform_from_seeds(seeds, (repeats,), "condition_drop").flatten() >= condition_drop
+    data = data.repeat_interleave(repeats, 0)
+    condition = condition.repeat_interleave(repeats, 0) * keep[:, None, None]
+    error = head.velocity(interpolate(data, noise, t), t, condition) - path_velocity(data, noise)
+    return error.square().flatten(1).mean(1), 1 - t
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blip3oObjectives:
+    """The losses; each term is summed over what it counts, the recipe weighs the terms."""
+
+    time: TimeDistribution = field(default_factory=DiscreteTime)
+    condition_drop: float = 0.1
+    noise_repeats: int = 1
+    feature_noise: float = 0.8
+
+    def joint(self, model: UnifiedModel, batch: Batch, generator: torch.Generator) -> dict[str, LossTerm]:
+        """``text``: cross-entropy of the answers. ``flow``: flow matching of the images that are drawn."""
+        hidden_states = model(batch).hidden_states.flatten(0, 1)
+        terms = {}
+        if len(batch.target_slots):
+            weights = batch.example_weights[batch.target_examples]
+            answers = hidden_states[batch.target_slots]
+            terms["text"] = text_term(answers, batch.target_ids, model.backbone.logits, weights)
+        losses, levels, weights_out = [], [], []
+        for group in batch.outputs:
+            condition = hidden_states[group.slots]
+            seeds = batch.example_seeds[group.example_ids]
+            loss, sigma = flow_loss(
+                model, group, condition, seeds, self.time, self.condition_drop, self.noise_repeats
+            )
+            losses.append(loss)
+            levels.append(sigma)
+            weights_out.append(batch.example_weights[group.example_ids].repeat_interleave(self.noise_repeats))
+        if losses:
+            terms["flow"] = _term(torch.cat(losses), torch.cat(weights_out), torch.cat(levels))
+        return terms
+
+    def reconstruction(self, model: UnifiedModel, batch: Batch, generator: torch.Generator) -> dict[str, LossTerm]:
+        """The generation space's own loss: L1 and edges of images decoded from noised features (RAE, section 3)."""
+        space: Any = model.autoencoder
+        losses, weights = [], []
+        for group in (*batch.inputs, *batch.outputs):
+            if group.images is None:
+                continue
+            seeds = batch.example_seeds[group.example_ids]
+            features = space.encode(group.images)
+            sigma = self.feature_noise * uniform_from_seeds(seeds, (1, 1, 1), "feature_noise_level")
+            noise = normal_from_seeds(seeds, features.shape[1:], "feature_noise")
+            decoded = space.paint(features + (sigma * noise).to(features.dtype))
+            losses.append(reconstruction_loss(decoded, group.images, mse_weight=1.0, gradient_weight=0.5))
+            weights.append(batch.example_weights[group.example_ids])
+        if not losses:
+            raise ValueError("the reconstruction objective needs images, but the batch holds cached features only.")
+        return {"reconstruction": _term(torch.cat(losses), torch.cat(weights))}
+
+
+def _term(values: Tensor, weights: Tensor, levels: Tensor | None = None) -> LossTerm:
+    weights = weights.to(values)
+    count = torch.tensor(float(len(values)), device=values.device)
+    return LossTerm((values * weights).sum(), count, values=values.detach(), levels=levels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blip3oConfig:
+    """A BLIP3-o model of any size."""
+
+    images: ImagePolicy = field(default_factory=ImagePolicy)
+    """Size of the pictures and how others are brought to it."""
+    prompt_format: Literal["compact", "chatml"] = "compact"
+    """compact: one token a turn, for our own backbones. chatml: Qwen's, as released."""
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """Text to tokens."""
+    features: GenerationSpaceConfig = field(default_factory=FeaturesConfig)
+    """What is drawn."""
+    encoder: EncoderConfig | None = None
+    """What images are looked at with; None looks at the features that are drawn."""
+    backbone: BackboneConfig | PretrainedBackboneConfig = field(default_factory=BackboneConfig)
+    """The language model."""
+    num_queries: int = 16
+    """Learnable queries; 64 in the paper."""
+    full_queries: bool = False
+    """Queries see each other in both directions; causal in the paper."""
+    query_std: float = 1.0
+    """Standard deviation of the initial queries."""
+    denoiser: LuminaConfig = field(default_factory=LuminaConfig)
+    """The diffusion transformer."""
+    time: UniformTime | LogitNormalTime | DiscreteTime = field(default_factory=DiscreteTime)
+    """Noise levels in training."""
+    condition_drop: float = 0.1
+    """Probability that a condition becomes zeros, for guidance."""
+    noise_repeats: int = 1
+    """Noise levels drawn for one prompt: the backbone runs once, the denoiser so many times."""
+    feature_noise: float = 0.8
+    """Largest noise on features when the decoder learns (tau)."""
+    start_from: dict[str, str] = field(default_factory=dict)
+    """Part -> model it is taken from, e.g. ``{"autoencoder": "diptych-scenes"}``."""
+
+    def build(self) -> UnifiedModel:
+        """The model with fresh weights, except for the parts of ``start_from``."""
+        from diptych.unified.folder import load_part
+
+        tokenizer = self.tokenizer.build()
+        autoencoder = self.features.build()
+        encoder = None if self.encoder is None else self.encoder.build()
+        backbone = self.backbone.build(tokenizer.vocab_size)
+        image_dim = autoencoder.channels if encoder is None else encoder.dim
+        head = QueryFlowHead(
+            denoiser=self.denoiser.build(autoencoder.channels, backbone.dim),
+            num_queries=self.num_queries,
+            dim=backbone.dim,
+            full_queries=self.full_queries,
+            query_std=self.query_std,
+        )
+        model = UnifiedModel(
+            backbone=backbone,
+            tokenizer=tokenizer,
+            prompt_format=self.format(),
+            connector=MLPConnector(image_dim, backbone.dim),
+            encoder=encoder,
+            image_head=head,
+            autoencoder=autoencoder,
+            images=self.images,
+        )
+        for name, source in self.start_from.items():
+            if name not in model.parts():
+                raise ValueError(f"model.start_from: there is no part {name!r}; parts are {', '.join(model.parts())}.")
+            setattr(model, name, load_part(source, name))
+        return model
+
+    def format(self) -> PromptFormat:
+        return compact_format() if self.prompt_format == "compact" else chatml_format()
+
+    def objectives(self) -> dict[str, Objective]:
+        """Objective by the name of the term that a stage weighs; one pass serves ``text`` and ``flow``."""
+        own = Blip3oObjectives(
+            time=self.time,
+            condition_drop=self.condition_drop,
+            noise_repeats=self.noise_repeats,
+            feature_noise=self.feature_noise,
+        )
+        return {"text": own.joint, "flow": own.joint, "reconstruction": own.reconstruction}

@@ -1,0 +1,432 @@
+"""The unified model: parts composed by passing objects, and the one face that load, train, evaluate and serve speak to.
+
+A prompt becomes one sequence (``data.prompt_format``), the backbone reads it, and from its hidden states come text (the
+backbone's own logits) or an image (an image head turns the hidden states at its positions into features, which the
+generation space decodes).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+
+from diptych.data.batch import Batch, Collator, ImageGroup
+from diptych.data.example import Example, ImageOut, Part, Text
+from diptych.data.feature_cache import FeatureCache
+from diptych.data.prompt_format import ImageRules, PromptFormat, prompt_parts
+from diptych.data.tokenizer import Tokenizer
+from diptych.models.backbones.protocol import Backbone, BackboneOutput, Cache
+from diptych.models.preprocess import resize_pixels, to_float, to_uint8
+
+OnStep = Callable[[int, Tensor], None]
+"""Called after every sampling step with its number and the current features of the images of the batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawSettings:
+    """How an image is drawn; a model carries its own defaults."""
+
+    num_steps: int = 30
+    guidance_scale: float = 3.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    solver: str = "euler"
+    time_shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
+        if self.time_shift < 1:
+            raise ValueError(f"time_shift must be at least 1, got {self.time_shift}.")
+
+
+class ImageHead(Protocol):
+    """Draws features from hidden states; an ``nn.Module``."""
+
+    num_queries: int
+    full_queries: bool
+
+    def query_embeddings(self, count: int) -> Float[Tensor, "images queries dim"]:
+        """What stands at the head's positions of ``count`` images."""
+        ...
+
+    def null_condition(self, count: int) -> Float[Tensor, "images queries dim"]:
+        """What the hidden states are replaced by when the condition is dropped."""
+        ...
+
+    def draw(
+        self,
+        condition: Float[Tensor, "images queries dim"],
+        null: Float[Tensor, "images queries dim"],
+        noise: Float[Tensor, "images channels rows cols"],
+        settings: DrawSettings,
+        on_step: OnStep | None = None,
+    ) -> Float[Tensor, "images channels rows cols"]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePolicy:
+    """How pictures of any size become the model's pictures."""
+
+    size: tuple[int, int] = (64, 64)
+    """(height, width) in pixels that images are looked at and drawn in."""
+    resize: str = "pad"
+    """``pad``, ``crop``, ``stretch`` or ``native`` (aspect ratio kept, both sides a multiple of ``multiple``)."""
+    filter: str = "bicubic"
+    """Pillow's resize filter."""
+    multiple: int = 8
+    """Sides of native images are rounded to it; the patch size times any pooling."""
+
+    def __post_init__(self) -> None:
+        if any(side < 1 or side % self.multiple for side in self.size):
+            raise ValueError(
+                f"images.size must be multiples of images.multiple: got {self.size[0]}x{self.size[1]} and {self.multiple}."
+            )
+
+    def prepare(self, pixels: Any, is_output: bool) -> Float[Tensor, "3 height width"]:
+        """uint8 pixels as a float image of the model's size."""
+        resized = resize_pixels(pixels, self.size, self.filter, self.resize, self.multiple)  # type: ignore[arg-type]
+        return to_float(resized)
+
+
+class UnifiedModel(nn.Module):
+    """A model that reads and makes images.
+
+    Attributes:
+        encoder: vision encoder of the images that are looked at. ``None``: the backbone looks at the features of the
+            generation space, which are then both read and drawn.
+        connector: image features to the backbone's width.
+        image_head: draws features; ``None`` for a model that only understands.
+        autoencoder: the generation space.
+        card: what ``info`` shows: name, licence, training summary, scores.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        tokenizer: Tokenizer,
+        prompt_format: PromptFormat,
+        connector: nn.Module | None = None,
+        encoder: nn.Module | None = None,
+        image_head: nn.Module | None = None,
+        autoencoder: nn.Module | None = None,
+        images: ImagePolicy | None = None,
+        draw: DrawSettings | None = None,
+        card: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.prompt_format = prompt_format
+        self.images = images or ImagePolicy()
+        self.draw_settings = draw or DrawSettings()
+        self.card = dict(card or {})
+        self.autoencoder = autoencoder
+        self.encoder = encoder
+        self.connector = connector
+        self.backbone = backbone
+        self.image_head = image_head
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts the model has, by name."""
+        return dict(self.named_children())
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """What the model can do, among text, image_to_text, text_to_image and image_edit."""
+        sees, draws = self.connector is not None, self.image_head is not None
+        return ("text", *["image_to_text"] * sees, *["text_to_image"] * draws, *["image_edit"] * (sees and draws))
+
+    def input_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Positions (rows, columns) an image of this size takes in the sequence."""
+        if self.encoder is not None:
+            rows, columns = height // self.encoder.patch_size, width // self.encoder.patch_size
+        else:
+            _, rows, columns = self._space().latent_shape(height, width)
+        merge = getattr(self.connector, "merge", 1)
+        return rows // merge, columns // merge
+
+    def collator(self, cache: FeatureCache | None = None, row_length: int | None = None) -> Collator:
+        """Makes batches for this model; picklable, holds none of its weights."""
+        head = self.image_head
+        grids = GridTable.of(self)
+        return Collator(
+            tokenizer=self.tokenizer,
+            prompt_format=self.prompt_format,
+            rules=ImageRules(grids, head.num_queries if head is not None else 0, bool(head and head.full_queries)),
+            prepare=self.images.prepare,
+            cache=cache,
+            pixels_per_cell=grids.pixels_per_cell,
+            row_length=row_length,
+            position_axes=getattr(self.backbone, "position_axes", 1),
+        )
+
+    def _space(self) -> Any:
+        if self.autoencoder is None:
+            raise ValueError("this model has no generation space: it cannot draw. `diptych info` lists its parts.")
+        return self.autoencoder
+
+    # -- the forward pass ------------------------------------------------------------------------------------------
+
+    def encode_inputs(self, images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images channels rows cols"]:
+        """Features of images that are looked at, before the connector."""
+        if self.encoder is None:
+            return self._space().encode(images)
+        output = self.encoder(images)
+        rows, columns = output.grid
+        return output.tokens.transpose(1, 2).unflatten(2, (rows, columns))
+
+    def encode_outputs(self, images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images channels rows cols"]:
+        """Features of images that are drawn, as the image head is to draw them."""
+        return self._space().encode(images)
+
+    def group_features(self, group: ImageGroup, is_output: bool) -> Float[Tensor, "images channels rows cols"]:
+        """The features of a group: those that were cached, or those of its images."""
+        if group.features is not None:
+            return group.features
+        if group.images is None:
+            raise ValueError("a batch for training holds an image that is yet to be drawn: give every ImageOut an image.")
+        return self.encode_outputs(group.images) if is_output else self.encode_inputs(group.images)
+
+    def embed(self, batch: Batch) -> Float[Tensor, "rows seq dim"]:
+        """The input of the backbone: token embeddings, image features and queries, each in its place."""
+        embeddings = self.backbone.embed(batch.token_ids)
+        shape = embeddings.shape
+        flat = embeddings.reshape(-1, shape[-1])
+        for group in batch.inputs:
+            if self.connector is None:
+                raise ValueError("this model cannot look at images. `diptych info` lists what it can do.")
+            tokens = self.connector(self.group_features(group, is_output=False))
+            flat = flat.index_copy(0, group.slots.flatten(), tokens.flatten(0, 1).to(flat.dtype))
+        for group in batch.outputs:
+            if self.image_head is None:
+                raise ValueError("this model cannot draw images. `diptych info` lists what it can do.")
+            queries = self.image_head.query_embeddings(len(group))
+            flat = flat.index_copy(0, group.slots.flatten(), queries.flatten(0, 1).to(flat.dtype))
+        return flat.reshape(shape)
+
+    def forward(self, batch: Batch, layers: Sequence[int] = (), cache: Cache | None = None) -> BackboneOutput:
+        """One pass of the backbone over a batch."""
+        mask = None if batch.layout.is_plain_causal else batch.layout.mask()
+        return self.backbone(self.embed(batch), batch.layout.positions, mask, cache, layers)
+
+    # -- drawing ---------------------------------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def generate_image(
+        self,
+        prompts: Any,
+        num_images: int = 1,
+        size: tuple[int, int] | int | None = None,
+        num_steps: int | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: Any = None,
+        seed: int | Sequence[int] = 0,
+        on_step: OnStep | None = None,
+        batch_size: int | str = "auto",
+    ) -> list[Image.Image]:
+        """Draws ``num_images`` images for every prompt; image k of prompt i is at ``i * num_images + k``.
+
+        Args:
+            prompts: one prompt (a ``str`` or a list of parts) or a batch (every element a list, or every element a
+                ``str``).
+            size: (height, width) in pixels, or one number for both; the model's own when absent.
+            guidance_scale: 1 is off.
+            negative_prompt: what guidance leads away from; by default the null condition.
+            seed: one number (prompt i, image k takes ``seed + i * num_images + k``), or one number per prompt (image k
+                takes ``seed + k``). An image depends on its prompt, seed and settings alone.
+            batch_size: images drawn at a time.
+
+        Raises:
+            ValueError: bad settings, an empty prompt, a size the model cannot draw.
+        """
+        from diptych.unified.prompts import split_batch
+
+        requests = split_batch(prompts, text_batch=True)
+        settings = self._settings(num_steps, guidance_scale)
+        if num_images < 1:
+            raise ValueError(f"num_images must be at least 1, got {num_images}.")
+        height, width = self._draw_size(size)
+        seeds = _image_seeds(seed, len(requests), num_images)
+        shape = self._space().latent_shape(height, width)
+        conditions = self.condition(requests, (height, width))
+        null = None if negative_prompt is None else self.condition([prompt_parts(negative_prompt)], (height, width))
+        order = [request for request in range(len(requests)) for _ in range(num_images)]
+        step = (16 if self.device.type == "cpu" else 64) if batch_size == "auto" else int(batch_size)
+        if step < 1:
+            raise ValueError(f'batch_size must be "auto" or at least 1, got {batch_size}.')
+        drawn: list[Image.Image] = []
+        for start in range(0, len(order), step):
+            chosen = slice(start, start + step)
+            condition = conditions[order[chosen]]
+            noise = torch.stack([_noise(s, shape) for s in seeds[chosen]]).to(self.device)
+            given = None if null is None else null.expand(len(condition), -1, -1)
+            features = self._draw(condition, given, noise, settings, on_step)
+            drawn += _to_images(self._space().decode(features.to(condition.dtype)))
+        return drawn
+
+    def condition(
+        self, requests: Sequence[tuple[Part, ...]], size: tuple[int, int]
+    ) -> Float[Tensor, "prompts queries dim"]:
+        """Hidden states at the positions of the image head after each prompt."""
+        if self.image_head is None:
+            raise ValueError("this model cannot draw images. `diptych info` lists what it can do.")
+        examples = [Example((*parts, ImageOut(size=size)), key=f"prompt {i}") for i, parts in enumerate(requests)]
+        batch = self.collator()(examples).to(self.device)
+        hidden_states = self(batch).hidden_states.flatten(0, 1)
+        result = hidden_states.new_zeros(len(requests), self.image_head.num_queries, hidden_states.shape[-1])
+        for group in batch.outputs:
+            result[group.example_ids] = hidden_states[group.slots]
+        return result
+
+    def _draw(
+        self,
+        condition: Tensor,
+        null: Tensor | None,
+        noise: Tensor,
+        settings: DrawSettings,
+        on_step: OnStep | None,
+    ) -> Tensor:
+        head: Any = self.image_head
+        return head.draw(
+            condition, head.null_condition(len(condition)) if null is None else null, noise, settings, on_step
+        )
+
+    def _settings(self, num_steps: int | None, guidance_scale: float | None) -> DrawSettings:
+        settings = self.draw_settings
+        if num_steps is not None:
+            settings = replace(settings, num_steps=num_steps)
+        return settings if guidance_scale is None else replace(settings, guidance_scale=guidance_scale)
+
+    def _draw_size(self, size: tuple[int, int] | int | None) -> tuple[int, int]:
+        height, width = self.images.size if size is None else (size, size) if isinstance(size, int) else size
+        multiple = self.images.multiple
+        if height < 1 or width < 1 or height % multiple or width % multiple:
+            raise ValueError(f"size must be positive multiples of {multiple}, got {height}x{width}.")
+        return height, width
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def generate_text(
+        self,
+        prompt: Any,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int | Sequence[int] = 0,
+    ) -> str | list[str]:
+        """The answer to one prompt (a ``str``), or to every prompt of a batch of lists (a list of ``str``).
+
+        Args:
+            temperature: 0 takes the likeliest token.
+            top_p: smallest set of tokens whose probabilities reach it (nucleus sampling, arXiv 1904.09751).
+            stop: the answer ends before the first of these strings.
+            seed: one number (prompt i takes ``seed + i``), or one per prompt.
+        """
+        from diptych.unified.prompts import is_batch, split_batch
+        from diptych.unified.text import TextSettings, generate
+
+        settings = TextSettings(max_new_tokens, temperature, top_p, tuple(stop))
+        answers = generate(self, split_batch(prompt, text_batch=False), settings, seed)
+        return answers if is_batch(prompt, text_batch=False) else answers[0]
+
+    def stream_text(self, prompt: Any, max_new_tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0,
+                    stop: Sequence[str] = (), seed: int = 0) -> Iterator[str]:  # fmt: skip
+        """The answer to one prompt in pieces; joined they are what ``generate_text`` returns."""
+        from diptych.unified.text import TextSettings, stream
+
+        return stream(self, prompt_parts(prompt), TextSettings(max_new_tokens, temperature, top_p, tuple(stop)), seed)
+
+    @torch.inference_mode()
+    def log_likelihood(self, prompt: Any, answer: str | Sequence[str]) -> float | list[float]:
+        """Natural logarithm of the probability of writing ``answer`` (and then ending the turn) after the prompt.
+
+        A list of answers gives a list, in one pass.
+        """
+        from diptych.unified.text import log_likelihood
+
+        values = log_likelihood(self, prompt_parts(prompt), [answer] if isinstance(answer, str) else list(answer))
+        return values[0] if isinstance(answer, str) else values
+
+    @torch.inference_mode()
+    def hidden_states(self, prompt: Any, layers: Sequence[int]) -> dict[int, Float[Tensor, "seq dim"]]:
+        """Hidden states of one prompt at the asked layers (0: embeddings, i: output of block i), padding left out."""
+        bad = [layer for layer in layers if not 0 <= layer <= self.backbone.num_layers]
+        if bad:
+            raise ValueError(f"layers must lie in 0..{self.backbone.num_layers}, got {bad}.")
+        example = Example(prompt_parts(prompt))
+        batch = self.collator()([example], open_turn=True).to(self.device)
+        states = self(batch, layers=tuple(layers)).layer_states
+        present = batch.layout.example_ids[0] >= 0
+        return {layer: states[layer][0][present] for layer in layers}
+
+    def chat(self) -> Any:
+        """A conversation that keeps its parts and its cache."""
+        from diptych.unified.chat import Chat
+
+        return Chat(self)
+
+    # -- folder ----------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Writes the model folder: whole or not at all."""
+        from diptych.unified.folder import save_model
+
+        save_model(self, Path(path))
+
+    def info(self) -> dict[str, Any]:
+        """Parts with their parameters, capabilities, and what the model card says."""
+        parts = {
+            name: {"class": type(part).__name__, "parameters": sum(p.numel() for p in part.parameters())}
+            for name, part in self.parts().items()
+        }
+        total = sum(p.numel() for p in self.parameters())
+        return {**self.card, "capabilities": list(self.capabilities), "parts": parts, "parameters": total}
+
+
+@dataclass(frozen=True)
+class GridTable:
+    """(height, width) in pixels to (rows, columns) of positions; plain numbers, so that it travels to workers."""
+
+    pixels_per_position: int
+    pixels_per_cell: tuple[int, int]
+
+    @classmethod
+    def of(cls, model: UnifiedModel) -> "GridTable":
+        height = model.images.size[0]
+        cell_in = height // (height // model.encoder.patch_size) if model.encoder is not None else 0
+        cell_out = height // model.autoencoder.latent_shape(*model.images.size)[1] if model.autoencoder else 0
+        cell_in = cell_in or cell_out
+        return cls(cell_in * getattr(model.connector, "merge", 1), (cell_in, cell_out))
+
+    def __call__(self, height: int, width: int) -> tuple[int, int]:
+        return max(1, height // self.pixels_per_position), max(1, width // self.pixels_per_position)
+
+
+def _image_seeds(seed: int | Sequence[int], num_prompts: int, num_images: int) -> list[int]:
+    if isinstance(seed, int):
+        return [seed + i for i in range(num_prompts * num_images)]
+    if len(seed) != num_prompts:
+        raise ValueError(f"seed must be one number or one per prompt: got {len(seed)} seeds for {num_prompts} prompts.")
+    return [first + k for first in seed for k in range(num_images)]
+
+
+def _noise(seed: int, shape: tuple[int, int, int]) -> Float[Tensor, "channels rows cols"]:
+    """Standard normal, drawn in float32 on the CPU, so that devices agree."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _to_images(images: Float[Tensor, "images 3 height width"]) -> list[Image.Image]:
+    array = to_uint8(images.float().clamp(-1, 1), value_range=(-1, 1))
+    return [Image.fromarray(pixels) for pixels in array]
