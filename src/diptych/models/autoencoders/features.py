@@ -107,7 +107,7 @@ class FeatureAutoencoder(nn.Module):
         latent_norm: bool = False,
         decoder_dim: int = 192,
         decoder_layers: int = 4,
-        decoder_heads: int = 6,
+        decoder_heads: int = 4,
         decoder_patch_size: int | None = None,
         upsample: int | None = None,
     ) -> None:
