@@ -1,6 +1,6 @@
 """What every reader of data offers, and how it reports a record that cannot be used.
 
-A reader is described by a frozen config dataclass (``WebDatasetSource``, ``FolderSource`` ...) whose ``build()`` returns
+A reader is described by a frozen config dataclass (``WebDatasetSource``, ``FolderSource``) whose ``build()`` returns
 a ``Source``. A config is what a recipe holds; a source is what a run reads.
 """
 
