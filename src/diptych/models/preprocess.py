@@ -130,7 +130,9 @@ def to_float(pixels: Pixels) -> Float[Tensor, "3 height width"]:
 
 
 def to_uint8(
-    images: Float[Tensor, "*batch 3 height width"], value_range: tuple[float, float], tolerance: float = 1e-3
+    images: Float[Tensor, "*batch 3 height width"],
+    value_range: tuple[float | int, float | int],
+    tolerance: float = 1e-3,
 ) -> NDArray[np.uint8]:
     """Channels-first float images as uint8 ``*batch height width 3``, rounded to the nearest level.
 

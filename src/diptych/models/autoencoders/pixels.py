@@ -21,7 +21,7 @@ class PixelSpace(nn.Module):
     channels = 3
     stride = 1
 
-    def __init__(self, *, shift: float = 0.0, scale: float = 1.0) -> None:
+    def __init__(self, *, shift: float | int = 0.0, scale: float | int = 1.0) -> None:
         super().__init__()
         if scale <= 0:
             raise ValueError(f"pixels.scale must be positive, got {scale}.")
