@@ -15,7 +15,7 @@ from torch import Tensor
 def shift_time(t: Float[Tensor, " *times"], shift: float) -> Float[Tensor, " *times"]:
     """``t / (s - (s - 1) t)``: for s > 1 more time near noise; 0 and 1 stay.
 
-    In sigma: ``s sigma / (1 + (s - 1) sigma)`` (Stable Diffusion 3, arXiv 2403.03206, equation 23, whose t is our sigma).
+    In sigma: ``s sigma / (1 + (s - 1) sigma)`` (Stable Diffusion 3, arXiv 2403.03206, equation 23; its t is our sigma).
     Shifts by a and then b are one by a * b.
     """
     return t / (shift - (shift - 1) * t)
@@ -24,7 +24,8 @@ def shift_time(t: Float[Tensor, " *times"], shift: float) -> Float[Tensor, " *ti
 def dimension_shift(num_dims: int, base: int = 4096, minimum: float = 1.0) -> float:
     """``sqrt(num_dims / base)``, the shift for a space of ``num_dims = tokens * channels`` numbers.
 
-    RAE, arXiv 2510.11690. Below ``base`` the rule would move time towards data, which small spaces do not want; ``minimum`` stops it.
+    RAE, arXiv 2510.11690. Below ``base`` the rule would move time towards data, which small spaces do not want;
+    ``minimum`` stops it.
     """
     return max(minimum, math.sqrt(num_dims / base))
 
@@ -126,7 +127,8 @@ def truncate_sigma(t: Float[Tensor, " batch"], num_levels: int = 1000) -> Float[
     BLIP3-o's sampler hands its network ``int(1000 * sigma)``. To repeat its numbers, wrap the network; a sampler that
     tells the true time differs by less than one level.
     """
-    return 1 - ((1 - t.float()) * num_levels).floor() / num_levels
+    level = (1 - t.float()) * num_levels
+    return 1 - (level + 1e-3).floor() / num_levels  # a float32 time puts whole levels up to 1e-4 beside the integer
 
 
 def _uniform(batch: int, generator: torch.Generator, stratified: bool) -> Float[Tensor, " batch"]:
