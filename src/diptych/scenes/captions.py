@@ -48,10 +48,7 @@ def caption(scene: Scene, rng: np.random.Generator, style: CaptionStyle = "short
     """
     if style not in CAPTION_STYLES:
         raise ValueError(f"caption: style must be one of {', '.join(CAPTION_STYLES)}, got {style!r}.")
-    chosen: str = style
-    if style == "mixed":
-        value = rng.random()
-        chosen = "short" if value < SHORT_SHARE else "paraphrase" if value < SHORT_SHARE + PARAPHRASE_SHARE else "long"
+    chosen = pick_style(rng) if style == "mixed" else style
     if not scene.objects:
         return _empty_caption(scene, chosen)
     if chosen == "long":
@@ -59,6 +56,12 @@ def caption(scene: Scene, rng: np.random.Generator, style: CaptionStyle = "short
     if chosen == "paraphrase":
         return _paraphrase(scene, rng)
     return short_caption(scene, rng)
+
+
+def pick_style(rng: np.random.Generator) -> CaptionStyle:
+    """A style drawn as ``mixed`` draws it."""
+    value = rng.random()
+    return "short" if value < SHORT_SHARE else "paraphrase" if value < SHORT_SHARE + PARAPHRASE_SHARE else "long"
 
 
 def short_caption(scene: Scene, rng: np.random.Generator) -> str:

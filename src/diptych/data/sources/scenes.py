@@ -1,0 +1,241 @@
+"""The built-in world as a data source: pictures, captions, questions, edits and compositions, drawn on the fly.
+
+What is to be seen depends only on (seed, index), so that pixels and encoder features can be cached over epochs; the
+words (caption, question, which of the edits) change with the epoch. Images are lazy and are drawn when they are read.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from diptych.data.example import Example, ImageIn, ImageOut, LazyImage, Part, Text
+from diptych.data.sources.protocol import BadRecord
+from diptych.scenes.captions import CAPTION_STYLES, CaptionStyle, caption, pick_style
+from diptych.scenes.compose import composition
+from diptych.scenes.draw import draw
+from diptych.scenes.edits import Edit, edit
+from diptych.scenes.program import scene_program
+from diptych.scenes.questions import question
+from diptych.scenes.sample import MAX_OBJECTS
+from diptych.scenes.scene import Scene
+from diptych.scenes.split import SPLITS, Split, allowed_in_training, has_novel_type, split_scene, types_of_split
+
+SceneTask: TypeAlias = Literal[
+    "text_to_image", "image_to_text", "question_answering", "image_edit", "multi_reference", "interleaved"
+]
+SCENE_TASKS: tuple[SceneTask, ...] = get_args(SceneTask)
+
+DESCRIBE_PROMPTS = {
+    "short": "Describe the image briefly.",
+    "paraphrase": "Describe the image.",
+    "long": "Describe the image in detail.",
+}
+"""What is asked for each style of caption in ``image_to_text``."""
+
+_DRAWING_VERSION = 1
+"""Part of every image key; raised when the same scene is drawn differently."""
+
+_SCENE_STREAM, _EDIT_STREAM, _COMPOSITION_STREAM, _WORDS_STREAM = range(4)
+_SPLIT_CODES = {split: code for code, split in enumerate(SPLITS)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesSource:
+    """Examples of one task from the built-in world."""
+
+    task: SceneTask = "text_to_image"
+    """Which kind of example: what is given and what is to be learnt."""
+    num_scenes: int = 100_000
+    """Examples of an epoch. The first n scenes are the same for every number."""
+    image_size: int = 64
+    """Side of the pictures in pixels."""
+    seed: int = 0
+    """Decides the scenes; two tasks with one seed and split show the same scenes, so that features are shared."""
+    split: Split = "train"
+    """``train``, or one of the held-out splits ``test`` and ``novel``."""
+    max_objects: int = MAX_OBJECTS
+    """Objects of a scene at most, 1 to 6 (``multi_reference`` has three or fewer anyway)."""
+    caption_style: CaptionStyle = "mixed"
+    """Words of captions: ``short`` is closest to the prompts of the benchmark."""
+    edits_per_scene: int = 2
+    """Different edits of each scene over all epochs; each is also used backwards. More edits are more pictures."""
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("task", self.task, SCENE_TASKS),
+            ("split", self.split, SPLITS),
+            ("caption_style", self.caption_style, CAPTION_STYLES),
+        ):
+            if value not in known:
+                raise ValueError(f"ScenesSource.{name} must be one of {', '.join(known)}, got {value!r}.")
+        least_objects = 2 if self.split == "test" else 1
+        for name, number, low, high in (
+            ("num_scenes", self.num_scenes, 1, None),
+            ("image_size", self.image_size, 8, 4096),
+            ("seed", self.seed, 0, None),
+            ("max_objects", self.max_objects, least_objects, MAX_OBJECTS),
+            ("edits_per_scene", self.edits_per_scene, 1, None),
+        ):
+            if number < low or (high is not None and number > high):
+                limits = f"at least {low}" if high is None else f"{low} to {high}"
+                raise ValueError(f"ScenesSource.{name} must be {limits}, got {number}.")
+
+    def build(self) -> "SceneExamples":
+        """The source; nothing is drawn yet."""
+        return SceneExamples(self)
+
+
+class SceneExamples:
+    """Random access to the examples of a ``ScenesSource``."""
+
+    def __init__(self, config: ScenesSource) -> None:
+        self.config = config
+        self._makers: dict[str, Callable[[int, int], Example]] = {
+            "text_to_image": self._text_to_image,
+            "image_to_text": self._image_to_text,
+            "question_answering": self._question_answering,
+            "image_edit": self._image_edit,
+            "multi_reference": self._multi_reference,
+            "interleaved": self._interleaved,
+        }
+
+    def __len__(self) -> int:
+        return self.config.num_scenes
+
+    def example(self, index: int, epoch: int = 0) -> Example:
+        """The example at ``index``, with the words of an epoch.
+
+        Raises:
+            IndexError: ``index`` is not in [0, len).
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"ScenesSource has {len(self)} examples, got index {index}.")
+        return self._makers[self.config.task](index, epoch)
+
+    def scene(self, index: int) -> Scene:
+        """The scene at ``index``, the same in every epoch and for every task but ``multi_reference``."""
+        rng = self._generator(_SCENE_STREAM, index)
+        return split_scene(rng, self.config.split, max_objects=self.config.max_objects)
+
+    def _generator(self, stream: int, index: int, turn: int = 0) -> np.random.Generator:
+        return np.random.default_rng([self.config.seed, _SPLIT_CODES[self.config.split], stream, index, turn])
+
+    def _words(self, index: int, epoch: int) -> np.random.Generator:
+        return self._generator(_WORDS_STREAM + SCENE_TASKS.index(self.config.task), index, epoch)
+
+    def _image(self, scene: Scene) -> LazyImage:
+        return LazyImage(
+            key=scene_key(scene, self.config.image_size), read=partial(draw, scene, self.config.image_size)
+        )
+
+    def _name(self, index: int) -> str:
+        return f"scenes/{self.config.split}/{self.config.task}/{self.config.seed}/{index}"
+
+    def _metadata(self, scene: Scene, **more: Any) -> dict[str, Any]:
+        return {"task": self.config.task, "split": self.config.split, "scene": scene.to_dict(), **more}
+
+    def _caption(self, scene: Scene, rng: np.random.Generator) -> tuple[str, str]:
+        """A caption and the style it is written in."""
+        style = self.config.caption_style
+        if style == "mixed":
+            style = pick_style(rng)
+        return caption(scene, rng, style), style
+
+    def _text_to_image(self, index: int, epoch: int) -> Example:
+        scene = self.scene(index)
+        words, style = self._caption(scene, self._words(index, epoch))
+        metadata = self._metadata(scene, kind=style, program=scene_program(scene))
+        return Example((Text(words), ImageOut(self._image(scene))), self._name(index), metadata=metadata)
+
+    def _image_to_text(self, index: int, epoch: int) -> Example:
+        scene = self.scene(index)
+        words, style = self._caption(scene, self._words(index, epoch))
+        parts = (
+            ImageIn(self._image(scene)),
+            Text(DESCRIBE_PROMPTS[style]),
+            Text(words, role="assistant", is_target=True),
+        )
+        return Example(parts, self._name(index), metadata=self._metadata(scene, kind=style, answer=words))
+
+    def _question_answering(self, index: int, epoch: int) -> Example:
+        scene = self.scene(index)
+        asked = question(scene, self._words(index, epoch), types=types_of_split(self.config.split))
+        parts = (
+            ImageIn(self._image(scene)),
+            Text(asked.text),
+            Text(asked.answer, role="assistant", is_target=True),
+        )
+        metadata = self._metadata(scene, kind=asked.kind, answer=asked.answer, choices=list(asked.choices))
+        return Example(parts, self._name(index), metadata=metadata)
+
+    def edit(self, index: int, epoch: int = 0) -> Edit:
+        """The edit that an epoch shows of the scene at ``index``: one of a few, forwards or backwards."""
+        # Epochs alternate; half of the scenes begin backwards, so that an epoch has both.
+        turn, is_backward = divmod(epoch, 2)
+        scene = self.scene(index)
+        rng = self._generator(_EDIT_STREAM, index, turn % self.config.edits_per_scene)
+        split = self.config.split
+        allow = allowed_in_training if split == "train" else None if split == "novel" else _has_no_novel_type
+        try:
+            made = edit(scene, rng, allow=allow, types=types_of_split(split))
+        except ValueError as error:
+            raise BadRecord("no edit found", self._name(index), str(error)) from error
+        return made if made.inverse is None or (index + is_backward) % 2 == 0 else made.inverse
+
+    def _image_edit(self, index: int, epoch: int) -> Example:
+        made = self.edit(index, epoch)
+        parts = (
+            ImageIn(self._image(made.source)),
+            Text(made.instruction),
+            ImageOut(self._image(made.target)),
+        )
+        metadata = self._metadata(
+            made.target, kind=made.kind, source=made.source.to_dict(), program=scene_program(made.target)
+        )
+        return Example(parts, self._name(index), metadata=metadata)
+
+    def _multi_reference(self, index: int, epoch: int) -> Example:
+        made = composition(self._generator(_COMPOSITION_STREAM, index), split=self.config.split)
+        parts: tuple[Part, ...] = (
+            *(ImageIn(self._image(scene)) for scene in made.references),
+            Text(made.instruction),
+            ImageOut(self._image(made.target)),
+        )
+        references = [scene.to_dict() for scene in made.references]
+        metadata = self._metadata(made.target, kind=made.kind, references=references, program=made.program)
+        return Example(parts, self._name(index), metadata=metadata)
+
+    def _interleaved(self, index: int, epoch: int) -> Example:
+        """A conversation: a picture is asked for, then changed, then asked about."""
+        made = self.edit(index, epoch)
+        rng = self._words(index, epoch)
+        words, _ = self._caption(made.source, rng)
+        asked = question(made.target, rng, types=types_of_split(self.config.split))
+        parts = (
+            Text(words),
+            ImageOut(self._image(made.source)),
+            Text(made.instruction),
+            ImageOut(self._image(made.target)),
+            Text(asked.text),
+            Text(asked.answer, role="assistant", is_target=True),
+        )
+        metadata = self._metadata(
+            made.target, kind=made.kind, source=made.source.to_dict(), answer=asked.answer, question_kind=asked.kind
+        )
+        return Example(parts, self._name(index), metadata=metadata)
+
+
+def scene_key(scene: Scene, image_size: int) -> str:
+    """The key of a drawn scene: equal for equal scenes and sizes, of whatever source."""
+    digest = blake2b(f"{_DRAWING_VERSION}|{image_size}|{scene.background}".encode(), digest_size=16)
+    for item in scene.objects:
+        digest.update(f"|{item.shape},{item.color},{item.size},{item.x!r},{item.y!r}".encode())
+    return f"scene-{digest.hexdigest()}"
+
+
+def _has_no_novel_type(scene: Scene) -> bool:
+    return not has_novel_type(scene)
