@@ -30,7 +30,7 @@ from diptych.objectives.loss_term import LossTerm, Objective
 from diptych.objectives.randomness import normal_from_seeds, uniform_from_seeds
 from diptych.objectives.reconstruction import reconstruction_loss
 from diptych.objectives.text import text_term
-from diptych.train.parts import (
+from diptych.train.part_configs import (
     BackboneConfig,
     EncoderConfig,
     FeaturesConfig,

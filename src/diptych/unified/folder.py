@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from diptych import __version__
 from diptych.data.prompt_format import PromptFormat
-from diptych.data.tokenizer import load_tokenizer
+from diptych.data.tokenizer import FastTokenizer
 from diptych.models.part import build_part
 from diptych.unified.model import DrawSettings, ImagePolicy, UnifiedModel
 
@@ -81,7 +81,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torc
     folder = resolve(path)
     manifest = read_manifest(folder)
     parts = {name: _load_part(folder, name, entry) for name, entry in manifest["parts"].items()}
-    tokenizer = load_tokenizer(folder / "tokenizer")
+    tokenizer = FastTokenizer.load(folder / "tokenizer")
     if tokenizer.fingerprint != manifest["tokenizer_fingerprint"]:
         raise ValueError(
             f"{folder / 'tokenizer'} is not the tokenizer this model was trained with (fingerprint "
