@@ -181,17 +181,19 @@ def coverage(
     return slice(y0, y1), slice(x0, x1), rows.T @ cols
 
 
+@lru_cache
+def shape_extent(shape: str) -> tuple[float, float, float, float]:
+    """(left, top, right, bottom) of the tight box around a shape of radius 1 about its centre."""
+    vertical, horizontal = strips(shape, 4096)
+    half_width = round(float(np.abs(horizontal).max()), 4)
+    return -half_width, float(vertical[0, 0]), half_width, float(vertical[-1, 1])
+
+
 def object_box(item: SceneObject) -> tuple[float, float, float, float]:
     """The tight box (x0, y0, x1, y1) around an object in a square picture, in fractions of the side."""
-    heights = _OUTLINES[item.shape][0]
     radius = size_radius(item.size)
-    half_width = float(np.abs(strips(item.shape, 256)[1]).max())
-    return (
-        item.x - half_width * radius,
-        item.y + heights[0] * radius,
-        item.x + half_width * radius,
-        item.y + heights[-1] * radius,
-    )
+    left, top, right, bottom = (edge * radius for edge in shape_extent(item.shape))
+    return item.x + left, item.y + top, item.x + right, item.y + bottom
 
 
 def picture_size(size: int | tuple[int, int]) -> tuple[int, int]:
