@@ -1,232 +1,50 @@
-"""Typed configurations of the parts that models are composed of; each has one ``build()``.
+"""A model's parts: what a stage trains or freezes by name."""
 
-Parts themselves take plain keyword arguments; these classes give a recipe's flags their names, types and checks.
-"""
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from torch import nn
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from diptych.data.tokenizer import Tokenizer
+from diptych.train.nearest import nearest
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenizerConfig:
-    """A tokenizer folder, or one of the package's own."""
-
-    path: str = "builtin:scenes"
-    """``builtin:scenes`` (byte-level BPE whose merges come from the language of scenes; any text round-trips), a folder
-    that holds ``tokenizer.json``, or a hub id of a transformers tokenizer."""
-
-    def build(self) -> "Tokenizer":
-        from diptych.data.tokenizer import load_tokenizer
-
-        if self.path.startswith("builtin:"):
-            folder = Path(__file__).parent.parent / "assets" / "tokenizers" / self.path.removeprefix("builtin:")
-            if not folder.is_dir():
-                known = ", ".join(sorted(f"builtin:{p.name}" for p in folder.parent.iterdir() if p.is_dir()))
-                raise ValueError(f"model.tokenizer.path: there is no {self.path!r}. Known: {known}; or give a folder.")
-            return load_tokenizer(folder)
-        return load_tokenizer(self.path)
+def parts_of(model: nn.Module) -> dict[str, nn.Module | nn.Parameter]:
+    """The direct children of the model, and its own parameters, which count as parts of their own."""
+    own = dict(model.named_parameters(recurse=False))
+    return {**dict(model.named_children()), **own}
 
 
-@dataclass(frozen=True, kw_only=True)
-class BackboneConfig:
-    """Our own causal transformer."""
-
-    dim: int = 192
-    """Width."""
-    num_layers: int = 4
-    """Blocks."""
-    num_heads: int = 6
-    """Query heads."""
-    num_kv_heads: int = 6
-    """Key and value heads."""
-    ffn_dim: int = 512
-    """Width inside the feed-forward layers."""
-    rope_theta: float = 10000.0
-    """Base of the rotary frequencies."""
-    qk_norm: bool = True
-    """Normalise queries and keys."""
-
-    def build(self, vocab_size: int) -> "nn.Module":
-        from diptych.models.backbones.transformer import CausalTransformer
-
-        return CausalTransformer(
-            vocab_size=vocab_size,
-            dim=self.dim,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            ffn_dim=self.ffn_dim,
-            rope_theta=self.rope_theta,
-            qk_norm=self.qk_norm,
-        )
+def part_of(parameter_name: str) -> str:
+    """The part that a parameter belongs to: ``backbone`` of ``backbone.blocks.0.weight``."""
+    return parameter_name.split(".", 1)[0]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainedBackboneConfig:
-    """A decoder language model of ``transformers``."""
+def matching_parts(patterns: Sequence[str], parts: Mapping[str, object], where: str) -> set[str]:
+    """The parts that any of the glob patterns names.
 
-    path: str
-    """A folder written by ``save_pretrained``, or a hub id."""
-    revision: str | None = None
-    """Commit of a hub id."""
-    random_weights: bool = False
-    """Take only the configuration and draw fresh weights."""
-
-    def build(self, vocab_size: int) -> "nn.Module":
-        from diptych.models.backbones.transformers_lm import load_backbone
-
-        return load_backbone(self.path, revision=self.revision, random_weights=self.random_weights)
-
-
-@dataclass(frozen=True, kw_only=True)
-class VitConfig:
-    """Our own vision transformer."""
-
-    image_size: tuple[int, int] = (64, 64)
-    """(height, width) it is trained at."""
-    patch_size: int = 8
-    """Pixels along a patch."""
-    dim: int = 128
-    """Width."""
-    num_layers: int = 4
-    """Blocks."""
-    num_heads: int = 4
-    """Heads."""
-
-    def build(self) -> "nn.Module":
-        from diptych.models.encoders.vit import VisionTransformer
-
-        return VisionTransformer(
-            image_size=self.image_size,
-            patch_size=self.patch_size,
-            dim=self.dim,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            pooling="mean",
-        )
+    Raises:
+        ValueError: a pattern names none; the message has the nearest known parts.
+    """
+    found = set()
+    for pattern in patterns:
+        names = {name for name in parts if fnmatchcase(name, pattern)}
+        if not names:
+            raise ValueError(
+                f"{where} names the part {pattern!r}, which the model does not have. {nearest(pattern, parts)}"
+            )
+        found |= names
+    return found
 
 
-@dataclass(frozen=True, kw_only=True)
-class PretrainedEncoderConfig:
-    """A vision tower of ``transformers`` (CLIP, SigLIP, DINO, MAE, ConvNeXt)."""
-
-    path: str
-    """A folder written by ``save_pretrained``, or a hub id."""
-
-    def build(self) -> "nn.Module":
-        from diptych.models.encoders.huggingface import load_encoder
-
-        return load_encoder(self.path)
+def freeze_all_but(model: nn.Module, trainable: set[str]) -> None:
+    """Gives gradients to the parameters of ``trainable`` parts only, and puts all other parts in evaluation mode."""
+    model.train()
+    for name, part in parts_of(model).items():
+        part.requires_grad_(name in trainable)
+        if isinstance(part, nn.Module):
+            part.train(name in trainable)
 
 
-EncoderConfig: TypeAlias = VitConfig | PretrainedEncoderConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeaturesConfig:
-    """Encoder features with a trained decoder as the generation space (RAE)."""
-
-    encoder: EncoderConfig = field(default_factory=VitConfig)
-    """Whose features they are."""
-    channels: int | None = 32
-    """Width of the trained bottleneck; None keeps the encoder's own features."""
-    pool: int = 2
-    """Side of the squares of tokens that become one latent."""
-    pool_mode: Literal["mean", "concat"] = "concat"
-    """Average of the tokens, or all of them side by side into the bottleneck."""
-    layers: tuple[int, ...] = ()
-    """Layers to combine; empty takes the encoder's output."""
-    latent_norm: bool = True
-    """LayerNorm over the channels of every latent."""
-    decoder_dim: int = 128
-    """Width of the decoder."""
-    decoder_layers: int = 4
-    """Blocks of the decoder."""
-    decoder_heads: int = 4
-    """Heads of the decoder."""
-    decoder_patch_size: int | None = None
-    """Pixels a decoder token paints; None is the encoder's patch size."""
-
-    def build(self) -> "nn.Module":
-        from diptych.models.autoencoders.features import FeatureAutoencoder
-
-        return FeatureAutoencoder(
-            encoder=self.encoder.build(),
-            channels=self.channels,
-            pool=self.pool,
-            pool_mode=self.pool_mode,
-            layers=self.layers,
-            latent_norm=self.latent_norm,
-            decoder_dim=self.decoder_dim,
-            decoder_layers=self.decoder_layers,
-            decoder_heads=self.decoder_heads,
-            decoder_patch_size=self.decoder_patch_size,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class VaeConfig:
-    """An autoencoder of ``diffusers``, or the tiny VAE of ``interop.taef2``."""
-
-    path: str
-    """A folder or hub id of AutoencoderKL, AutoencoderTiny or AutoencoderDC; or a folder with the two taef2 files."""
-
-    def build(self) -> "nn.Module":
-        if (Path(self.path) / "taef2_encoder.safetensors").is_file():
-            from diptych.interop.taef2 import load_taef2
-
-            return load_taef2(self.path)
-        from diptych.models.autoencoders.diffusers import load_autoencoder
-
-        return load_autoencoder(self.path)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PixelsConfig:
-    """Pixels themselves as the generation space."""
-
-    def build(self) -> "nn.Module":
-        from diptych.models.autoencoders.pixels import PixelSpace
-
-        return PixelSpace()
-
-
-GenerationSpaceConfig: TypeAlias = FeaturesConfig | VaeConfig | PixelsConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class LuminaConfig:
-    """The Lumina-Next diffusion transformer (blip3o.md section 5), any size."""
-
-    dim: int = 192
-    """Width."""
-    num_layers: int = 6
-    """Blocks."""
-    num_heads: int = 6
-    """Heads."""
-    patch_size: int = 1
-    """Latent cells along a token."""
-    ffn_multiple: int = 32
-    """The feed-forward width 8/3 dim is rounded up to a multiple of it (256 in the paper)."""
-    prediction: Literal["velocity", "data", "noise"] = "data"
-    """What the network returns; the paper predicts velocity."""
-
-    def build(self, channels: int, condition_dim: int) -> Any:
-        from diptych.models.denoisers.lumina import LuminaDiT
-
-        return LuminaDiT(
-            channels=channels,
-            condition_dim=condition_dim,
-            dim=self.dim,
-            num_layers=self.num_layers,
-            num_heads=self.num_heads,
-            patch_size=self.patch_size,
-            multiple_of=self.ffn_multiple,
-            prediction=self.prediction,
-        )
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that get gradients, by name; a tied parameter once, under its first name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -1,0 +1,51 @@
+"""Several processes: who this one is, what they add up, and how the trained module is wrapped for them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+
+@dataclass
+class Processes:
+    """This process among all of them.
+
+    Attributes:
+        max_micro_batches: micro-batches of a step, the same for all processes; a process may have fewer where records
+            are broken.
+    """
+
+    rank: int
+    count: int
+    device: torch.device
+    max_micro_batches: int = 1
+
+    @classmethod
+    def of(cls, accelerator: Accelerator, max_micro_batches: int = 1) -> "Processes":
+        """The processes that accelerate has started."""
+        return cls(accelerator.process_index, accelerator.num_processes, accelerator.device, max_micro_batches)
+
+    def sum(self, tensor: Tensor) -> None:
+        """Adds up a tensor over all processes, in place."""
+        if self.count > 1:
+            torch.distributed.all_reduce(tensor)
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, in order of rank; for small things that are rarely exchanged."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+
+@contextmanager
+def gradient_sync(module: nn.Module, is_last: bool) -> Iterator[None]:
+    """Averages gradients over processes in the backward pass of the last micro-batch only."""
+    no_sync = getattr(module, "no_sync", nullcontext)
+    with nullcontext() if is_last else no_sync():
+        yield
