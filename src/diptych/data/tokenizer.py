@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 _FILE_NAME = "tokenizer.json"
 _SIDE_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -18,6 +18,7 @@ _SPLIT_PATTERN = r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """A word or a run of signs, each with the space before it; a single digit; spaces."""
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """Between text and ids. Special tokens have ids of their own that no text encodes to."""
 

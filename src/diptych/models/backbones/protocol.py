@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -23,6 +23,7 @@ class BackboneOutput:
     layer_states: dict[int, Float[Tensor, "batch seq dim"]] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Cache(Protocol):
     """Keys and values of a prefix. Every method but the backbone's own extension returns a new cache."""
 
@@ -40,6 +41,7 @@ class Cache(Protocol):
         ...
 
 
+@runtime_checkable
 class Backbone(Protocol):
     """A decoder language model over embeddings; an ``nn.Module`` in every implementation."""
 
