@@ -15,7 +15,7 @@ def test_a_part_is_built_again_from_its_config():
 
 def test_parts_of_other_packages_only_when_imported_before():
     config = {"kind": "my_parts_for_this_test:Head", "width": 3}
-    with pytest.raises(ValueError, match="is not a part of diptych. Import my_parts_for_this_test first"):
+    with pytest.raises(ValueError, match=r"is not a part of diptych. Import my_parts_for_this_test first"):
         build_part(config)
     module = types.ModuleType("my_parts_for_this_test")
     module.Head = type("Head", (nn.Linear,), {"__init__": lambda self, width: nn.Linear.__init__(self, width, 1)})

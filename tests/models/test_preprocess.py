@@ -133,5 +133,5 @@ def test_messages(without_type_checks):
         resize_pixels(picture(4, 4), (2, 2), policy="squash")
     with pytest.raises(ValueError, match="'pad' needs a size"):
         resize_pixels(picture(4, 4), None)
-    with pytest.raises(ValueError, match="positive multiples of 8, got 30x44. Use 32x48"):
+    with pytest.raises(ValueError, match=r"positive multiples of 8, got 30x44. Use 32x48"):
         resize_pixels(picture(4, 4), (30, 44), multiple=8)

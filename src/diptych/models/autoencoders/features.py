@@ -63,7 +63,7 @@ class PatchDecoder(nn.Module):
         rotary = rotary_table_2d(rows, cols, self.head_dim, 100.0, x.device)
         for block in self.blocks:
             x = block(x, rotary)
-        return unpatchify(self.patches_out(self.norm(x)), rows, cols, self.patch_size)
+        return unpatchify(self.patches_out(self.norm(x)), self.patch_size, (rows, cols))
 
 
 class FeatureAutoencoder(nn.Module):

@@ -17,15 +17,15 @@ class EncoderOutput:
     Attributes:
         tokens: one per patch in row-major order, after the encoder's final norm; no class or register tokens.
         grid: rows and columns of the patches; their product is the number of tokens.
-        pooled: one vector per image, as the encoder's own training used it; None where the encoder has none.
+        pooled: one vector per image, by the encoder's own pooling; None where the encoder has none.
         layer_tokens: the layers asked for with ``layers``, by index; 0 is the embedding, ``i`` the output of block i,
-            before any final norm.
+            before any final norm. Networks with stages have finer grids and other widths in their lower layers.
     """
 
     tokens: Float[Tensor, "batch patches dim"]
     grid: tuple[int, int]
     pooled: Float[Tensor, "batch pooled_dim"] | None = None
-    layer_tokens: dict[int, Float[Tensor, "batch patches layer_dim"]] = field(default_factory=dict)
+    layer_tokens: dict[int, Float[Tensor, "batch _ _"]] = field(default_factory=dict)
 
 
 class VisionEncoder(Protocol):
