@@ -1,0 +1,1 @@
+"""The command line: ``diptych VERB ...``, one file a verb."""
