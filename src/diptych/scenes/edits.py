@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from diptych.scenes.phrases import PLACE_PHRASES, pick, place_of, refer, shuffled, with_article
+from diptych.scenes.phrases import PLACE_PHRASES, in_place, pick, place_of, refer, shuffled, with_article
 from diptych.scenes.relations import relations_of
 from diptych.scenes.sample import MAX_OBJECTS, fits, place_objects
 from diptych.scenes.scene import COLORS, SHAPES, SIZES, ObjectType, Scene, SceneObject
@@ -21,6 +21,9 @@ EDIT_KINDS = ("add", "remove", "recolor", "reshape", "resize", "move", "swap")
 
 LEAST_MOVE = 0.15
 """A move goes at least this far, as a fraction of the side."""
+
+CLEAR_OF_PLACE = 0.1
+"""An object is moved to a third of the picture only if it stood at least this far outside of it."""
 
 _TRIES = 12
 _PLAIN = ("type", "size type", "place type")
@@ -124,7 +127,9 @@ def _wanted_place(
     With ``before``, the object at its earlier position, only what was not true there is said. All ``None``: nothing is.
     """
     item = target.objects[index]
-    place = place_of(item) if before is None or place_of(item) != place_of(before) else None
+    place: str | None = place_of(item)
+    if before is not None and in_place(before.x, before.y, place_of(item), CLEAR_OF_PLACE):
+        place = None
     if place is not None and rng.random() < 0.6:
         return place, None, None
     for other in shuffled(rng, [i for i in range(len(target.objects)) if i != index]):

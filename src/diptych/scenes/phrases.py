@@ -78,6 +78,12 @@ def place_at(x: float, y: float) -> str:
     return PLACES[3 * row + column]
 
 
+def in_place(x: float, y: float, place: str, slack: float = 0.0) -> bool:
+    """Whether a point lies in a third of the picture, widened by ``slack`` (a fraction of the side)."""
+    row, column = divmod(PLACES.index(place), 3)
+    return all(third / 3 - slack <= value <= (third + 1) / 3 + slack for value, third in ((x, column), (y, row)))
+
+
 def place_of(item: SceneObject) -> str:
     """The place of an object's centre."""
     return place_at(item.x, item.y)

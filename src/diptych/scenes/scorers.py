@@ -1,122 +1,166 @@
-"""Scores with confidence intervals: means over verdicts by category, with a bootstrap over prompts.
+"""Scorers of the built-in world: from what a model made to a table of scores, and the reference rows beside it.
 
-Pure functions over results. The overall score of a benchmark is the unweighted mean of its categories, as in GenEval.
+Every function is pure. ``contender`` names who made the results; the rows ``oracle`` (exact answers), ``chance`` (random
+scenes, blind answers) and ``copy-input`` (the source picture handed back) are what a score is to be read against.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
 
-NUM_BOOTSTRAP = 2000
+from diptych.scenes.answers import BlindAnswers, answer_is_correct
+from diptych.scenes.draw import draw
+from diptych.scenes.edit_checks import DEFAULT_TOLERANCE, EditTolerance, EditVerdict, check_edit
+from diptych.scenes.parse import parse
+from diptych.scenes.program import detections_of
+from diptych.scenes.rules import Metadata, evaluate_metadata
+from diptych.scenes.sample import sample_scene
+from diptych.scenes.scene import Scene
+from diptych.scenes.scores import ScoreTable, score_table
+from diptych.scenes.testsets import CompositionItem, EditItem, QuestionItem, question_items
+from diptych.scenes.twin import TwinRow, judge_detections, judge_image, oracle_scenes, parsed_detections
+
+TWIN, ANSWERS, EDITS, COMPOSITIONS = "geneval-twin", "question-answering", "editing", "multi-reference"
+
+ImageArray = NDArray[np.uint8]
+"""uint8 RGB, ``height width 3``."""
 
 
-@dataclass(frozen=True)
-class Score:
-    """A mean with the 95 % interval of a percentile bootstrap over groups."""
+def twin_table(rows: Sequence[TwinRow], contender: str) -> ScoreTable:
+    """The table of GenEval: accuracy of each category and their mean; intervals over different prompts.
 
-    value: float
-    low: float
-    high: float
-    num_items: int
-    num_groups: int
-    """Different prompts (or questions, edits): what the bootstrap draws from."""
-
-
-@dataclass(frozen=True)
-class ScoreTable:
-    """The scores of one benchmark for one contender (a model, or a reference row such as chance)."""
-
-    benchmark: str
-    contender: str
-    overall: Score
-    categories: Mapping[str, Score]
-    details: Mapping[str, Any] = field(default_factory=dict)
-    """Anything JSON-able that belongs to the score: tolerances, settings."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self)
-
-
-def bootstrap_interval(
-    values: Sequence[float], groups: Sequence[str] | None = None, num: int = NUM_BOOTSTRAP, seed: int = 0
-) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean when whole groups are drawn with replacement.
-
-    Args:
-        values: one for each item (0 or 1 for a verdict).
-        groups: the prompt of each item; pictures of one prompt stay together. Each item is its own group without it.
-
-    Raises:
-        ValueError: no values, or not as many groups.
+    ``details`` has what the official summary also prints: the share of correct pictures, and of prompts with any.
     """
-    means = bootstrap_means(values, groups, num, np.random.default_rng(seed))
-    low, high = np.quantile(means, (0.025, 0.975)).tolist()
-    return low, high
-
-
-def bootstrap_means(
-    values: Sequence[float], groups: Sequence[str] | None, num: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """``num`` means over groups drawn with replacement. The order of the items has no influence."""
-    if len(values) == 0:
-        raise ValueError("bootstrap: there are no values to average.")
-    names = [str(i) for i in range(len(values))] if groups is None else list(groups)
-    if len(names) != len(values):
-        raise ValueError(f"bootstrap: {len(values)} values but {len(names)} groups were given.")
-    totals: dict[str, list[float]] = {}
-    for name, value in zip(names, values, strict=True):
-        entry = totals.setdefault(name, [0.0, 0.0])
-        entry[0] += float(value)
-        entry[1] += 1
-    # Sorted by content, so that neither the order nor the names of groups decide what is drawn.
-    table = np.array(sorted(totals.values()))
-    drawn = rng.integers(len(table), size=(num, len(table)))
-    return table[drawn, 0].sum(axis=1) / table[drawn, 1].sum(axis=1)
-
-
-def score_table(
-    benchmark: str,
-    contender: str,
-    categories: Sequence[str],
-    values: Sequence[float],
-    groups: Sequence[str] | None = None,
-    *,
-    num: int = NUM_BOOTSTRAP,
-    seed: int = 0,
-    details: Mapping[str, Any] | None = None,
-) -> ScoreTable:
-    """Scores by category and their unweighted mean, whose interval comes from a bootstrap within every category.
-
-    Args:
-        categories: the category of each item; the table lists them in order of first appearance.
-        values: the verdict of each item, 0 to 1.
-        groups: the prompt of each item; see ``bootstrap_interval``.
-
-    Raises:
-        ValueError: no items, or lists of unequal lengths.
-    """
-    if not values or len(categories) != len(values) or (groups is not None and len(groups) != len(values)):
-        raise ValueError(
-            f"score_table({benchmark!r}): need equally long, non-empty lists, got {len(categories)} categories, "
-            f"{len(values)} values and {'no' if groups is None else len(groups)} groups."
-        )
-    names = [str(i) for i in range(len(values))] if groups is None else list(groups)
-    scores: dict[str, Score] = {}
-    means = []
-    for category in dict.fromkeys(categories):
-        chosen = [i for i, name in enumerate(categories) if name == category]
-        own_values, own_groups = [float(values[i]) for i in chosen], [names[i] for i in chosen]
-        drawn = bootstrap_means(own_values, own_groups, num, np.random.default_rng([seed, *category.encode()]))
-        low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
-        scores[category] = Score(float(np.mean(own_values)), low, high, len(chosen), len(set(own_groups)))
-        means.append(drawn)
-    low, high = np.quantile(np.mean(means, axis=0), (0.025, 0.975)).tolist()
-    overall = float(np.mean([score.value for score in scores.values()]))
-    total_groups = sum(score.num_groups for score in scores.values())
-    return ScoreTable(
-        benchmark, contender, Score(overall, low, high, len(values), total_groups), scores, dict(details or {})
+    table = score_table(
+        TWIN, contender, [row.tag for row in rows], [row.correct for row in rows], [row.prompt for row in rows]
     )
+    any_correct: dict[tuple[str, str], bool] = {}
+    for row in rows:
+        key = (row.tag, row.prompt)
+        any_correct[key] = any_correct.get(key, False) or row.correct
+    details = {
+        "correct_images": sum(row.correct for row in rows) / len(rows),
+        "prompts_with_a_correct_image": sum(any_correct.values()) / len(any_correct),
+    }
+    return ScoreTable(table.benchmark, table.contender, table.overall, table.categories, details)
+
+
+def score_twin(prompts: Sequence[Metadata], images: Sequence[ImageArray], contender: str) -> ScoreTable:
+    """Parse one picture per prompt and judge it.
+
+    Raises:
+        ValueError: not one picture per prompt.
+    """
+    _check_lengths("score_twin", "prompts", prompts, "images", images)
+    return twin_table([judge_image(prompt, image) for prompt, image in zip(prompts, images, strict=True)], contender)
+
+
+def twin_references(prompts: Sequence[Metadata], seed: int = 0) -> list[ScoreTable]:
+    """``oracle``: a scene that satisfies each prompt; ``chance``: random scenes of any types. Scenes, not pictures."""
+    rng = np.random.default_rng([seed, 1])
+    rows = {"oracle": oracle_scenes(prompts, seed), "chance": [sample_scene(rng) for _ in prompts]}
+    return [
+        twin_table([judge_detections(p, detections_of(s)) for p, s in zip(prompts, scenes, strict=True)], name)
+        for name, scenes in rows.items()
+    ]
+
+
+def score_answers(items: Sequence[QuestionItem], predictions: Sequence[str], contender: str) -> ScoreTable:
+    """Accuracy by kind of question and the mean of the kinds.
+
+    Raises:
+        ValueError: not one prediction per question.
+    """
+    _check_lengths("score_answers", "questions", items, "predictions", predictions)
+    correct = [answer_is_correct(text, item.question) for text, item in zip(predictions, items, strict=True)]
+    table = score_table(ANSWERS, contender, [item.question.kind for item in items], correct)
+    details = {"mean_over_questions": sum(correct) / len(correct)}
+    return ScoreTable(table.benchmark, table.contender, table.overall, table.categories, details)
+
+
+def answer_references(items: Sequence[QuestionItem], seed: int = 0, num_training: int = 300) -> list[ScoreTable]:
+    """``oracle``, and ``chance``: the majority answer of training questions (``num_training`` of each kind)."""
+    blind = BlindAnswers.fit(item.question for item in question_items("train", num_training, seed))
+    rows = {
+        "oracle": [item.question.answer for item in items],
+        "chance": [blind.answer(item.question) for item in items],
+    }
+    return [score_answers(items, predictions, name) for name, predictions in rows.items()]
+
+
+def edit_table(
+    items: Sequence[EditItem],
+    verdicts: Sequence[EditVerdict],
+    contender: str,
+    tolerance: EditTolerance = DEFAULT_TOLERANCE,
+) -> ScoreTable:
+    """Success by kind of edit and the mean of the kinds; ``details`` says how often either half was done."""
+    _check_lengths("edit_table", "edits", items, "verdicts", verdicts)
+    details = {
+        "followed": float(np.mean([verdict.followed for verdict in verdicts])),
+        "preserved": float(np.mean([verdict.preserved for verdict in verdicts])),
+        "tolerance": asdict(tolerance),
+    }
+    correct = [verdict.correct for verdict in verdicts]
+    return score_table(EDITS, contender, [item.edit.kind for item in items], correct, details=details)
+
+
+def score_edits(
+    items: Sequence[EditItem],
+    images: Sequence[ImageArray],
+    contender: str,
+    tolerance: EditTolerance = DEFAULT_TOLERANCE,
+) -> ScoreTable:
+    """Parse one edited picture per edit and judge it.
+
+    Raises:
+        ValueError: not one picture per edit.
+    """
+    _check_lengths("score_edits", "edits", items, "images", images)
+    verdicts = [check_edit(item.edit, image, tolerance) for item, image in zip(items, images, strict=True)]
+    return edit_table(items, verdicts, contender, tolerance)
+
+
+def edit_references(items: Sequence[EditItem], size: int = 64) -> list[ScoreTable]:
+    """``oracle``: the target drawn; ``chance``: the target of another edit; ``copy-input``: the source drawn."""
+    rows: dict[str, list[Scene]] = {
+        "oracle": [item.edit.target for item in items],
+        "chance": [items[(index + len(items) // 2) % len(items)].edit.target for index in range(len(items))],
+        "copy-input": [item.edit.source for item in items],
+    }
+    return [score_edits(items, [draw(scene, size) for scene in scenes], name) for name, scenes in rows.items()]
+
+
+def score_compositions(items: Sequence[CompositionItem], images: Sequence[ImageArray], contender: str) -> ScoreTable:
+    """Parse one picture per composition and judge it by the rules of GenEval; by kind and their mean.
+
+    Raises:
+        ValueError: not one picture per composition.
+    """
+    _check_lengths("score_compositions", "compositions", items, "images", images)
+    verdicts = [
+        evaluate_metadata(item.composition.program, parsed_detections(parse(image)))
+        for item, image in zip(items, images, strict=True)
+    ]
+    kinds = [item.composition.kind for item in items]
+    return score_table(COMPOSITIONS, contender, kinds, [verdict.correct for verdict in verdicts])
+
+
+def composition_references(items: Sequence[CompositionItem], size: int = 64, seed: int = 0) -> list[ScoreTable]:
+    """``oracle``: the target drawn; ``chance``: random scenes; ``copy-input``: the first reference drawn."""
+    rng = np.random.default_rng([seed, 2])
+    rows: dict[str, list[Scene]] = {
+        "oracle": [item.composition.target for item in items],
+        "chance": [sample_scene(rng) for _ in items],
+        "copy-input": [item.composition.references[0] for item in items],
+    }
+    return [score_compositions(items, [draw(scene, size) for scene in scenes], name) for name, scenes in rows.items()]
+
+
+def _check_lengths(where: str, first: str, some: Sequence[object], second: str, others: Sequence[object]) -> None:
+    if len(some) != len(others) or not some:
+        raise ValueError(
+            f"{where}: need one of the {second} for each of the {first}, got {len(others)} and {len(some)}."
+        )

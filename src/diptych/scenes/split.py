@@ -162,6 +162,12 @@ def in_split(scene: Scene, split: Split) -> bool:
     return not has_novel_type(scene) and allowed_in_training(scene) == (split == "train")
 
 
+def may_follow(scene: Scene, split: Split) -> bool:
+    """Whether a scene may come out of an edit of a scene of a split: training stays in training, ``test`` without novel
+    types; the result of an edit of a held-out scene need not be held out itself."""
+    return split == "novel" or (allowed_in_training(scene) if split == "train" else not has_novel_type(scene))
+
+
 def types_of_split(split: Split) -> tuple[ObjectType, ...]:
     """The types that scenes and texts of a split may mention."""
     return TYPES if split == "novel" else TRAINING_TYPES

@@ -22,7 +22,7 @@ from diptych.scenes.program import scene_program
 from diptych.scenes.questions import question
 from diptych.scenes.sample import MAX_OBJECTS
 from diptych.scenes.scene import Scene
-from diptych.scenes.split import SPLITS, Split, allowed_in_training, has_novel_type, split_scene, types_of_split
+from diptych.scenes.split import SPLITS, Split, may_follow, split_scene, types_of_split
 
 SceneTask: TypeAlias = Literal[
     "text_to_image", "image_to_text", "question_answering", "image_edit", "multi_reference", "interleaved"
@@ -179,9 +179,8 @@ class SceneExamples:
         scene = self.scene(index)
         rng = self._generator(_EDIT_STREAM, index, turn % self.config.edits_per_scene)
         split = self.config.split
-        allow = allowed_in_training if split == "train" else None if split == "novel" else _has_no_novel_type
         try:
-            made = edit(scene, rng, allow=allow, types=types_of_split(split))
+            made = edit(scene, rng, allow=partial(may_follow, split=split), types=types_of_split(split))
         except ValueError as error:
             raise BadRecord("no edit found", self._name(index), str(error)) from error
         return made if made.inverse is None or (index + is_backward) % 2 == 0 else made.inverse
@@ -235,7 +234,3 @@ def scene_key(scene: Scene, image_size: int) -> str:
     for item in scene.objects:
         digest.update(f"|{item.shape},{item.color},{item.size},{item.x!r},{item.y!r}".encode())
     return f"scene-{digest.hexdigest()}"
-
-
-def _has_no_novel_type(scene: Scene) -> bool:
-    return not has_novel_type(scene)

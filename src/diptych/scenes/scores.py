@@ -1,0 +1,122 @@
+"""Scores with confidence intervals: means over verdicts by category, with a bootstrap over prompts (or questions).
+
+Pure functions over results. The overall score of a benchmark is the unweighted mean of its categories, as in GenEval.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+NUM_BOOTSTRAP = 2000
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean with the 95 % interval of a percentile bootstrap over groups."""
+
+    value: float
+    low: float
+    high: float
+    num_items: int
+    num_groups: int
+    """Different prompts (or questions, edits): what the bootstrap draws from."""
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """The scores of one benchmark for one contender (a model, or a reference row such as chance)."""
+
+    benchmark: str
+    contender: str
+    overall: Score
+    categories: Mapping[str, Score]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """Anything JSON-able that belongs to the score: tolerances, settings."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+def bootstrap_interval(
+    values: Sequence[float], groups: Sequence[str] | None = None, num: int = NUM_BOOTSTRAP, seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % percentile interval of the mean when whole groups are drawn with replacement.
+
+    Args:
+        values: one for each item (0 or 1 for a verdict).
+        groups: the prompt of each item; pictures of one prompt stay together. Each item is its own group without it.
+
+    Raises:
+        ValueError: no values, or not as many groups.
+    """
+    means = bootstrap_means(values, groups, num, np.random.default_rng(seed))
+    low, high = np.quantile(means, (0.025, 0.975)).tolist()
+    return low, high
+
+
+def bootstrap_means(
+    values: Sequence[float], groups: Sequence[str] | None, num: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """``num`` means over groups drawn with replacement. The order of the items has no influence."""
+    if len(values) == 0:
+        raise ValueError("bootstrap: there are no values to average.")
+    names = [str(i) for i in range(len(values))] if groups is None else list(groups)
+    if len(names) != len(values):
+        raise ValueError(f"bootstrap: {len(values)} values but {len(names)} groups were given.")
+    totals: dict[str, list[float]] = {}
+    for name, value in zip(names, values, strict=True):
+        entry = totals.setdefault(name, [0.0, 0.0])
+        entry[0] += float(value)
+        entry[1] += 1
+    # Sorted by content, so that neither the order nor the names of groups decide what is drawn.
+    table = np.array(sorted(totals.values()))
+    drawn = rng.integers(len(table), size=(num, len(table)))
+    return table[drawn, 0].sum(axis=1) / table[drawn, 1].sum(axis=1)
+
+
+def score_table(
+    benchmark: str,
+    contender: str,
+    categories: Sequence[str],
+    values: Sequence[float],
+    groups: Sequence[str] | None = None,
+    *,
+    num: int = NUM_BOOTSTRAP,
+    seed: int = 0,
+    details: Mapping[str, Any] | None = None,
+) -> ScoreTable:
+    """Scores by category and their unweighted mean, whose interval comes from a bootstrap within every category.
+
+    Args:
+        categories: the category of each item; the table lists them in order of first appearance.
+        values: the verdict of each item, 0 to 1.
+        groups: the prompt of each item; see ``bootstrap_interval``.
+
+    Raises:
+        ValueError: no items, or lists of unequal lengths.
+    """
+    if not values or len(categories) != len(values) or (groups is not None and len(groups) != len(values)):
+        raise ValueError(
+            f"score_table({benchmark!r}): need equally long, non-empty lists, got {len(categories)} categories, "
+            f"{len(values)} values and {'no' if groups is None else len(groups)} groups."
+        )
+    names = [str(i) for i in range(len(values))] if groups is None else list(groups)
+    scores: dict[str, Score] = {}
+    means = []
+    for category in dict.fromkeys(categories):
+        chosen = [i for i, name in enumerate(categories) if name == category]
+        own_values, own_groups = [float(values[i]) for i in chosen], [names[i] for i in chosen]
+        drawn = bootstrap_means(own_values, own_groups, num, np.random.default_rng([seed, *category.encode()]))
+        low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
+        scores[category] = Score(float(np.mean(own_values)), low, high, len(chosen), len(set(own_groups)))
+        means.append(drawn)
+    low, high = np.quantile(np.mean(means, axis=0), (0.025, 0.975)).tolist()
+    overall = float(np.mean([score.value for score in scores.values()]))
+    total_groups = sum(score.num_groups for score in scores.values())
+    return ScoreTable(
+        benchmark, contender, Score(overall, low, high, len(values), total_groups), scores, dict(details or {})
+    )
