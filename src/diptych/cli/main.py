@@ -57,7 +57,10 @@ EXTRAS = {
 }
 """Optional packages by the extra of diptych that installs them."""
 
-BUG, USER_ERROR, INTERRUPTED = 1, 2, 130
+STOPPED_WITH_REASON = {"NonFiniteLoss", "TooManyBadRecords"}
+"""Errors of a run that say all there is to say; by name, because their modules import torch."""
+
+USER_ERROR, INTERRUPTED = 2, 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,6 +125,8 @@ def explain(error: Exception) -> str | None:
         # str() of a KeyError shows its message in quotes; a bare key without words is a bug.
         message = str(error.args[0]) if error.args else ""
         return message if " " in message else None
+    if type(error).__name__ in STOPPED_WITH_REASON:
+        return str(error)
     if type(error).__name__ == "OutOfMemoryError":
         return f"the device has too little memory: {error} Use a smaller batch, a smaller model or dtype bfloat16."
     return None

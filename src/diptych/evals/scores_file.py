@@ -1,0 +1,120 @@
+"""``scores.json``: what ``diptych evaluate`` and the end of a run write, and how a report and a terminal show it.
+
+A result is a ``diptych.scenes.scorers.ScoreTable``: one benchmark, one contender (a model, or a reference row such as
+oracle, chance or copy-input), an overall score and one a category, each with its interval.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diptych.evals.report_data import Estimate, Headline, ScoreBoard, ScoreRow
+from diptych.scenes.scorers import Score, ScoreTable
+
+SCORES_FILE = "scores.json"
+FORMAT_VERSION = 1
+REFERENCES = ("oracle", "chance", "copy-input", "majority")
+"""Contenders that only show what a score means."""
+
+
+def write_scores(tables: Sequence[ScoreTable], path: str | Path, about: Mapping[str, Any] | None = None) -> Path:
+    """Writes results whole or not at all.
+
+    Args:
+        about: JSON-able facts that belong to them: model, fingerprint, versions, seconds.
+    """
+    path = Path(path)
+    content = {"format_version": FORMAT_VERSION, **(about or {}), "tables": [table.to_dict() for table in tables]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    try:
+        unfinished.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def read_scores(path: str | Path) -> list[ScoreTable]:
+    """The results that ``write_scores`` wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged or of a newer format.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"There are no scores at {path}. `diptych evaluate` writes them.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content["format_version"]
+        if version > FORMAT_VERSION:
+            raise ValueError(f"it has format version {version}, this diptych reads up to {FORMAT_VERSION}")
+        return [_table(entry) for entry in content["tables"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as scores: {error!s}. Evaluate the model again.") from None
+
+
+def score_boards(tables: Sequence[ScoreTable]) -> tuple[ScoreBoard, ...]:
+    """One board a benchmark, with a column for each contender; references come last."""
+    boards = []
+    for benchmark in dict.fromkeys(table.benchmark for table in tables):
+        own = [table for table in tables if table.benchmark == benchmark]
+        own.sort(key=lambda table: table.contender in REFERENCES)
+        categories = dict.fromkeys(name for table in own for name in table.categories)
+        rows = [
+            ScoreRow(
+                name=category.replace("_", " "),
+                scores={
+                    table.contender: estimate_of(table.categories[category])
+                    for table in own
+                    if category in table.categories
+                },
+            )
+            for category in categories
+        ]
+        overall = {table.contender: estimate_of(table.overall) for table in own}
+        if len(rows) != 1:
+            rows.append(ScoreRow(name="overall", scores=overall, is_total=True))
+        boards.append(
+            ScoreBoard(
+                title=benchmark,
+                rows=tuple(rows),
+                systems=tuple(table.contender for table in own),
+                references=tuple(table.contender for table in own if table.contender in REFERENCES),
+                note=str(own[0].details.get("note", "")),
+            )
+        )
+    return tuple(boards)
+
+
+def headlines_of(tables: Sequence[ScoreTable], goals: Mapping[str, float] | None = None) -> tuple[Headline, ...]:
+    """The overall scores of everything that is no reference row.
+
+    Args:
+        goals: by benchmark.
+    """
+    return tuple(
+        Headline(
+            label=table.benchmark,
+            system=table.contender,
+            estimate=estimate_of(table.overall),
+            goal=(goals or {}).get(table.benchmark),
+        )
+        for table in tables
+        if table.contender not in REFERENCES
+    )
+
+
+def estimate_of(score: Score) -> Estimate:
+    """A score as reports show it."""
+    return Estimate(value=score.value, low=score.low, high=score.high, count=score.num_items)
+
+
+def _table(entry: Mapping[str, Any]) -> ScoreTable:
+    categories = {name: Score(**score) for name, score in entry["categories"].items()}
+    return ScoreTable(
+        entry["benchmark"], entry["contender"], Score(**entry["overall"]), categories, entry.get("details", {})
+    )
