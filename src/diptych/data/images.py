@@ -13,7 +13,7 @@ from diptych.data.sources.protocol import BadRecord
 DEFAULT_MAX_PIXELS = 89_478_485
 """Pillow's own limit: a quarter of a GiB as RGB."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Raster formats of image data sets. Others are not opened at all: some of Pillow's readers start other programs."""
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM", b"II*\x00", b"MM\x00*", b"P5", b"P6")

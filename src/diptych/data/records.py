@@ -51,6 +51,8 @@ class Columns:
     """Turns of a conversation, each with ``from`` and ``value`` or with ``role`` and ``content``."""
     images: tuple[str, ...] = ("images", "image")
     """Pictures of a conversation in the order of their placeholders: one or a list."""
+    metadata: tuple[str, ...] = ()
+    """Columns that go to the example's metadata, for scorers; all that a record has, not only the first."""
 
     def for_task(self, task: Task) -> dict[str, tuple[str, ...]]:
         """The columns that the task reads, by field name."""
@@ -85,8 +87,17 @@ class ExampleRule:
     max_pixels: int = DEFAULT_MAX_PIXELS
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"task must be one of {', '.join(TASKS)}, got {self.task!r}.")
+        check_task(self.task)
+
+
+def check_task(task: str) -> None:
+    """Refuses a task that does not exist.
+
+    Raises:
+        ValueError: with the tasks there are.
+    """
+    if task not in TASKS:
+        raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}.")
 
 
 def find_column(record: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -124,7 +135,7 @@ def read_fields(record: Mapping[str, Any], columns: Columns, task: Task, key: st
         elif field_name == "images":
             value = list(value) if isinstance(value, list | tuple) else [value]
         values[field_name] = value
-    return Fields(key=key, name=name, values=values)
+    return Fields(key=key, name=name, values=values, metadata=_read_metadata(record, columns.metadata, name))
 
 
 def build_example(fields: Fields, rule: ExampleRule, epoch: int = 0) -> Example:
@@ -193,6 +204,18 @@ def decode_text(data: bytes, name: str) -> str:
         raise BadRecord("not UTF-8", name, f"byte {error.start} is {data[error.start : error.start + 1]!r}") from error
 
 
+def check_unicode(text: str, name: str) -> None:
+    """Refuses text that JSON escapes can smuggle in but UTF-8, and so every tokenizer, cannot express.
+
+    Raises:
+        BadRecord: "not UTF-8".
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRecord("not UTF-8", name, f"character {error.start} is half of a surrogate pair") from error
+
+
 def decode_json(data: bytes, name: str) -> Any:
     """A JSON value.
 
@@ -225,6 +248,7 @@ def conversation_parts(turns: Any, images: Sequence[Any], name: str) -> list[Par
         role, pieces = _read_turn(turn, name)
         for piece in pieces:
             if piece is not None:
+                check_unicode(piece, name)
                 parts.append(Text(piece, role, is_target=role == "assistant"))
                 continue
             num_placeholders += 1
@@ -278,6 +302,17 @@ def split_placeholders(text: str) -> list[str | None]:
     return pieces
 
 
+def _read_metadata(record: Mapping[str, Any], names: Sequence[str], name: str) -> dict[str, Any]:
+    metadata: dict[str, Any] = {}
+    for column in names:
+        value = find_column(record, (column,))
+        if isinstance(value, Mapping):
+            metadata.update(value)
+        elif value is not None:
+            metadata[column] = decode_text(value, name) if isinstance(value, bytes) else value
+    return metadata
+
+
 def _check_texts(value: Any, field_name: str, name: str) -> str | list[str]:
     texts = value if isinstance(value, list) else [value]
     checked = []
@@ -286,6 +321,7 @@ def _check_texts(value: Any, field_name: str, name: str) -> str | list[str]:
             text = decode_text(text, name)
         if not isinstance(text, str):
             raise BadRecord("wrong type", name, f"{field_name} must be text, got {type(text).__name__}")
+        check_unicode(text, name)
         if not text.strip():
             raise BadRecord(f"empty {field_name}", name)
         checked.append(text.strip())
