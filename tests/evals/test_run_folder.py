@@ -12,7 +12,7 @@ from diptych.evals.run_folder import MAX_FRAMES, format_duration, report_data_fr
 from diptych.evals.scores_file import headlines_of, read_scores, score_boards, write_scores
 from diptych.scenes.draw import draw
 from diptych.scenes.scene import Scene, SceneObject
-from diptych.scenes.scorers import score_table
+from diptych.scenes.scores import score_table
 
 STAGES = {"understanding": 40, "generation": 100}
 CAPTIONS = ["a red circle", "a blue <square>"]
@@ -136,7 +136,7 @@ def test_grids_of_another_making_are_shown_whole(run: Path):
 
 def test_scores_come_in_with_intervals(run: Path):
     tables = [
-        score_table("GenEval twin", name, ["counting"] * 20 + ["color_attr"] * 20, [value] * 30 + [1.0 - value] * 10)
+        score_table("geneval-twin", name, ["counting"] * 20 + ["color_attr"] * 20, [value] * 30 + [1.0 - value] * 10)
         for name, value in (("chance", 0.0), ("mine", 1.0))
     ]
     write_scores(tables, run / "scores.json", {"model": "mine"})
@@ -152,8 +152,8 @@ def test_scores_come_in_with_intervals(run: Path):
     overall = tables[1].overall
     shown = board.rows[2].scores["mine"]
     assert (shown.value, shown.low, shown.high, shown.count) == (0.75, overall.low, overall.high, 40)
-    assert [card.label for card in data.headlines] == ["GenEval twin", "Training time"]
-    assert headlines_of(tables, {"GenEval twin": 0.6})[0].goal == 0.6
+    assert [card.label for card in data.headlines] == ["Generation (GenEval twin)", "Training time"]
+    assert headlines_of(tables, {"geneval-twin": 0.6})[0].goal == 0.6
 
 
 def test_a_benchmark_with_one_category_has_no_total():

@@ -1,6 +1,6 @@
 """``scores.json``: what ``diptych evaluate`` and the end of a run write, and how a report and a terminal show it.
 
-A result is a ``diptych.scenes.scorers.ScoreTable``: one benchmark, one contender (a model, or a reference row such as
+A result is a ``diptych.scenes.scores.ScoreTable``: one benchmark, one contender (a model, or a reference row such as
 oracle, chance or copy-input), an overall score and one a category, each with its interval.
 """
 
@@ -11,12 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from diptych.evals.report_data import Estimate, Headline, ScoreBoard, ScoreRow
-from diptych.scenes.scorers import Score, ScoreTable
+from diptych.scenes.scores import Score, ScoreTable
 
 SCORES_FILE = "scores.json"
 FORMAT_VERSION = 1
-REFERENCES = ("oracle", "chance", "copy-input", "majority")
+REFERENCES = ("oracle", "chance", "copy-input")
 """Contenders that only show what a score means."""
+
+EXPLAINED = {
+    "geneval-twin": (
+        "Generation (GenEval twin)",
+        "Share of pictures in which every object, count, colour and position is as the prompt says, by the rules of "
+        "GenEval on a programmatic reading of the picture.",
+    ),
+    "question-answering": ("Question answering", "Share of questions about a picture with the exact answer."),
+    "editing": ("Editing", "Share of edits that were done as told and left everything else alone."),
+    "multi-reference": ("Multi-reference", "Share of pictures composed as told from several reference pictures."),
+}
+"""Title and meaning of the benchmarks of the built-in world."""
 
 
 def write_scores(tables: Sequence[ScoreTable], path: str | Path, about: Mapping[str, Any] | None = None) -> Path:
@@ -80,11 +92,11 @@ def score_boards(tables: Sequence[ScoreTable]) -> tuple[ScoreBoard, ...]:
             rows.append(ScoreRow(name="overall", scores=overall, is_total=True))
         boards.append(
             ScoreBoard(
-                title=benchmark,
+                title=title_of(benchmark),
                 rows=tuple(rows),
                 systems=tuple(table.contender for table in own),
                 references=tuple(table.contender for table in own if table.contender in REFERENCES),
-                note=str(own[0].details.get("note", "")),
+                note=_note(benchmark, own),
             )
         )
     return tuple(boards)
@@ -98,7 +110,7 @@ def headlines_of(tables: Sequence[ScoreTable], goals: Mapping[str, float] | None
     """
     return tuple(
         Headline(
-            label=table.benchmark,
+            label=title_of(table.benchmark),
             system=table.contender,
             estimate=estimate_of(table.overall),
             goal=(goals or {}).get(table.benchmark),
@@ -106,6 +118,20 @@ def headlines_of(tables: Sequence[ScoreTable], goals: Mapping[str, float] | None
         for table in tables
         if table.contender not in REFERENCES
     )
+
+
+def title_of(benchmark: str) -> str:
+    """What people call a benchmark; ``name (split)`` keeps its split."""
+    name, separator, split = benchmark.partition(" (")
+    return f"{EXPLAINED[name][0]}{separator}{split}" if name in EXPLAINED else benchmark
+
+
+def _note(benchmark: str, tables: Sequence[ScoreTable]) -> str:
+    name = benchmark.partition(" (")[0]
+    sentences = [EXPLAINED[name][1]] if name in EXPLAINED else []
+    if any(len(table.categories) > 1 for table in tables):
+        sentences.append("Overall is the mean of the rows above it.")
+    return " ".join([*sentences, "Small figures are 95 % bootstrap intervals."])
 
 
 def estimate_of(score: Score) -> Estimate:
