@@ -1,7 +1,7 @@
 """Scorers of the built-in world: from what a model made to a table of scores, and the reference rows beside it.
 
-Every function is pure. ``contender`` names who made the results; the rows ``oracle`` (exact answers), ``chance`` (random
-scenes, blind answers) and ``copy-input`` (the source picture handed back) are what a score is to be read against.
+Every function is pure. ``contender`` names who made the results; the rows ``oracle`` (exact answers), ``chance``
+(random scenes, blind answers) and ``copy-input`` (the source picture handed back) are what a score is read against.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,30 @@ from diptych.scenes.program import detections_of
 from diptych.scenes.rules import Metadata, evaluate_metadata
 from diptych.scenes.sample import sample_scene
 from diptych.scenes.scene import Scene
-from diptych.scenes.scores import ScoreTable, score_table
+from diptych.scenes.scores import Score, ScoreTable, bootstrap_interval, score_table
 from diptych.scenes.testsets import CompositionItem, EditItem, QuestionItem, question_items
 from diptych.scenes.twin import TwinRow, judge_detections, judge_image, oracle_scenes, parsed_detections
+
+__all__ = [
+    "ANSWERS",
+    "COMPOSITIONS",
+    "EDITS",
+    "TWIN",
+    "Score",
+    "ScoreTable",
+    "answer_references",
+    "bootstrap_interval",
+    "composition_references",
+    "edit_references",
+    "edit_table",
+    "score_answers",
+    "score_compositions",
+    "score_edits",
+    "score_table",
+    "score_twin",
+    "twin_references",
+    "twin_table",
+]
 
 TWIN, ANSWERS, EDITS, COMPOSITIONS = "geneval-twin", "question-answering", "editing", "multi-reference"
 
