@@ -92,6 +92,25 @@ def test_discrete_time_has_every_level_of_blip3o_and_never_pure_data():
     assert set(draw(DiscreteTime(num_levels=2), 50).tolist()) == {0.0, 0.5}
 
 
+@pytest.mark.parametrize(
+    "kind", [UniformTime(shift=2.0), LogitNormalTime(mean=0.3, std=0.7), DiscreteTime(num_levels=8)]
+)
+def test_times_at_given_numbers_are_quantiles(kind):
+    numbers = torch.linspace(0, 1 - 2**-24, 1001)
+    t = kind.at(numbers.reshape(7, 143)).flatten()
+    assert (t[1:] >= t[:-1]).all() and t.min() >= 0 and t.max() < 1 + 1e-7
+    drawn = draw(kind, 40_000)
+    for share in (0.1, 0.5, 0.9):
+        quantile = kind.at(torch.tensor(share)) + 1e-6
+        assert (drawn <= quantile).float().mean().item() >= share - 0.01
+
+
+def test_logit_normal_quantiles_by_hand():
+    one_sigma = torch.special.ndtr(torch.tensor(1.0))
+    t = LogitNormalTime(mean=0.3, std=0.7).at(torch.stack((torch.tensor(0.5), one_sigma, torch.tensor(0.0))))
+    torch.testing.assert_close(t, torch.sigmoid(torch.tensor([0.3, 1.0, -torch.inf])))
+
+
 def test_same_seed_same_times():
     for kind in (UniformTime(), UniformTime(stratified=True), LogitNormalTime(), DiscreteTime()):
         assert torch.equal(draw(kind, 7, seed=3), draw(kind, 7, seed=3))

@@ -43,13 +43,13 @@ class UniformTime:
     def __post_init__(self) -> None:
         _check_shift(self.shift)
 
-    def sample(self, batch: int, generator: torch.Generator) -> Float[Tensor, " batch"]:
-        """``batch`` times in float32, on the generator's device."""
-        return shift_time(_uniform(batch, generator, self.stratified), self.shift)
-
     def at(self, quantile: Float[Tensor, " *times"]) -> Float[Tensor, " *times"]:
         """The times at quantiles in [0, 1): uniform numbers in give times of this distribution out."""
         return shift_time(quantile, self.shift)
+
+    def sample(self, batch: int, generator: torch.Generator) -> Float[Tensor, " batch"]:
+        """``batch`` times in float32, on the generator's device."""
+        return self.at(_uniform(batch, generator, self.stratified))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,21 +62,21 @@ class LogitNormalTime:
     """Spread of the logit."""
     shift: float = 1.0
     """See `shift_time`; 1 is none."""
+    stratified: bool = False
+    """See `UniformTime`."""
 
     def __post_init__(self) -> None:
         _check_shift(self.shift)
         if self.std <= 0:
             raise ValueError(f"time.std must be positive, got {self.std}.")
 
-    def sample(self, batch: int, generator: torch.Generator) -> Float[Tensor, " batch"]:
-        """``batch`` times in float32, on the generator's device."""
-        normal = torch.randn(batch, generator=generator, device=generator.device)
-        return shift_time(torch.sigmoid(self.mean + self.std * normal), self.shift)
-
     def at(self, quantile: Float[Tensor, " *times"]) -> Float[Tensor, " *times"]:
         """The times at quantiles in [0, 1): uniform numbers in give times of this distribution out."""
-        normal = torch.special.ndtri(quantile.clamp(1e-7, 1 - 1e-7))
-        return shift_time(torch.sigmoid(self.mean + self.std * normal), self.shift)
+        return shift_time(torch.sigmoid(self.mean + self.std * torch.special.ndtri(quantile)), self.shift)
+
+    def sample(self, batch: int, generator: torch.Generator) -> Float[Tensor, " batch"]:
+        """``batch`` times in float32, on the generator's device."""
+        return self.at(_uniform(batch, generator, self.stratified))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,20 +87,21 @@ class DiscreteTime:
     """n."""
     shift: float = 1.0
     """See `shift_time`; 1 is none."""
+    stratified: bool = False
+    """See `UniformTime`."""
 
     def __post_init__(self) -> None:
         _check_shift(self.shift)
         if self.num_levels < 1:
             raise ValueError(f"time.num_levels must be at least 1, got {self.num_levels}.")
 
-    def sample(self, batch: int, generator: torch.Generator) -> Float[Tensor, " batch"]:
-        """``batch`` times in float32, on the generator's device."""
-        level = torch.randint(self.num_levels, (batch,), generator=generator, device=generator.device)
-        return shift_time(level.float() / self.num_levels, self.shift)
-
     def at(self, quantile: Float[Tensor, " *times"]) -> Float[Tensor, " *times"]:
         """The times at quantiles in [0, 1): uniform numbers in give times of this distribution out."""
         return shift_time((quantile * self.num_levels).floor() / self.num_levels, self.shift)
+
+    def sample(self, batch: int, generator: torch.Generator) -> Float[Tensor, " batch"]:
+        """``batch`` times in float32, on the generator's device."""
+        return self.at(_uniform(batch, generator, self.stratified))
 
 
 TimeDistribution: TypeAlias = UniformTime | LogitNormalTime | DiscreteTime
@@ -136,7 +137,7 @@ def _uniform(batch: int, generator: torch.Generator, stratified: bool) -> Float[
     if not stratified:
         return draws
     slices = torch.randperm(batch, generator=generator, device=generator.device)
-    return ((slices + draws) / batch).clamp(max=1 - 2**-24)  # the sum may round up to 1
+    return ((slices + draws) / batch).clamp(max=1 - 2**-24)  # where the quotient rounds up to 1
 
 
 def _check_shift(shift: float) -> None:

@@ -1,4 +1,4 @@
-"""Folding images or latents into one token per patch, and back: the only place where the order is decided."""
+"""Folding images or latents into tokens and back."""
 
 from einops import rearrange
 from jaxtyping import Float
@@ -8,36 +8,30 @@ from torch import Tensor
 def patchify(
     images: Float[Tensor, "batch channels height width"], patch_size: int
 ) -> Float[Tensor, "batch patches patch_dim"]:
-    """Square patches in row-major order; inside a patch, values are ordered (row, column, channel) as in MAE and DiT.
+    """Cut into squares, row by row; inside a patch channels come first, as in the weight of a patch convolution.
 
     Raises:
-        ValueError: a side is no multiple of ``patch_size``.
+        ValueError: height or width is no multiple of ``patch_size``.
     """
     height, width = images.shape[-2:]
     if height % patch_size or width % patch_size:
-        raise ValueError(f"patches of {patch_size} do not tile an image of {height}x{width}: use multiples of it.")
-    return rearrange(
-        images,
-        "batch channels (rows y) (cols x) -> batch (rows cols) (y x channels)",
-        y=patch_size,
-        x=patch_size,
-    )
+        raise ValueError(
+            f"height and width must be multiples of patch_size: got {height}x{width} and {patch_size}. "
+            f"Use {height - height % patch_size}x{width - width % patch_size}."
+        )
+    return rearrange(images, "b c (rows p) (cols q) -> b (rows cols) (c p q)", p=patch_size, q=patch_size)
 
 
 def unpatchify(
-    patches: Float[Tensor, "batch patches patch_dim"], rows: int, cols: int, patch_size: int
+    patches: Float[Tensor, "batch patches patch_dim"], patch_size: int, grid: tuple[int, int]
 ) -> Float[Tensor, "batch channels height width"]:
-    """The inverse of ``patchify`` for a grid of ``rows x cols`` patches.
-
-    Raises:
-        ValueError: the number of patches is not ``rows * cols``.
-    """
-    if patches.shape[1] != rows * cols:
-        raise ValueError(f"a grid of {rows}x{cols} needs {rows * cols} patches, got {patches.shape[1]}.")
+    """The inverse of `patchify`; ``grid`` is (rows, columns) of patches."""
+    rows, cols = grid
     return rearrange(
         patches,
-        "batch (rows cols) (y x channels) -> batch channels (rows y) (cols x)",
+        "b (rows cols) (c p q) -> b c (rows p) (cols q)",
         rows=rows,
-        y=patch_size,
-        x=patch_size,
+        cols=cols,
+        p=patch_size,
+        q=patch_size,
     )
