@@ -49,3 +49,16 @@ def gradient_sync(module: nn.Module, is_last: bool) -> Iterator[None]:
     no_sync = getattr(module, "no_sync", nullcontext)
     with nullcontext() if is_last else no_sync():
         yield
+
+
+def wrap(module: nn.Module, processes: Processes) -> nn.Module:
+    """The module as several processes train it: DDP averages gradients; one process needs nothing."""
+    if processes.count == 1:
+        return module
+    return nn.parallel.DistributedDataParallel(
+        module,
+        device_ids=[processes.device] if processes.device.type == "cuda" else None,
+        broadcast_buffers=False,
+        find_unused_parameters=True,  # a process whose examples hold no image does not reach the image head
+        gradient_as_bucket_view=True,
+    )

@@ -1,7 +1,7 @@
 """What a run measures about itself: ``metrics.jsonl``, one JSON object a line.
 
-Every line has ``step`` (optimizer steps of the whole run so far), ``stage`` and ``time`` (seconds of the run so far, over
-all its sessions), and an ``event``:
+Every line has ``step`` (optimizer steps of the whole run so far), ``stage``, ``time`` (seconds of the run so far, over
+all sessions), and an ``event``:
 
 - ``train``: means since the previous such line. ``loss`` (weighted sum), ``loss/TERM``, ``loss/TERM/sigma A-B`` (by
   noise level), ``stage_step``, ``lr``, ``grad_norm``, ``examples_per_second``, ``tokens_per_second``, ``mfu``.

@@ -229,6 +229,6 @@ class LuminaConfig:
             num_layers=self.num_layers,
             num_heads=self.num_heads,
             patch_size=self.patch_size,
-            multiple_of=self.ffn_multiple,
+            ffn_multiple_of=self.ffn_multiple,
             prediction=self.prediction,
         )

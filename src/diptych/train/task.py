@@ -46,9 +46,9 @@ class TrainingTask:
     model: nn.Module
     """Its direct children are the parts that stages train or freeze."""
     objectives: Mapping[str, Objective]
-    """By the names that stages use: those of the loss terms they return (``flow``, also for ``flow/pixels``). A function
-    under several names runs once a step; terms that the stage does not name are left out. Parameters of frozen parts
-    have ``requires_grad=False``."""
+    """By the names that stages use: those of the loss terms they return (``flow``, also for ``flow/pixels``). A
+    function under several names runs once a step; terms that the stage does not name are left out. Parameters of
+    frozen parts have ``requires_grad=False``."""
     collate: Callable[[Sequence[Example], Sequence[int]], Any]
     """``(examples, seeds) -> batch``. A batch has ``to(device)`` and may have ``num_tokens``. Called in a thread of its
     own, one step ahead."""
@@ -64,8 +64,8 @@ class TrainingTask:
     evaluate: Callable[[str], Mapping[str, float]] | None = None
     """``stage name -> scores`` of the model as it is now; called as ``recipe.evaluation`` says, in the main process."""
     count_terms: Callable[[Any], Mapping[str, float]] | None = None
-    """``batch -> count of each loss term``, for stages with gradient accumulation only: with it the counts of a step are
-    known without running the objectives once more."""
+    """``batch -> count of each loss term``, for stages with gradient accumulation only: with it the counts of a step
+    are known without running the objectives once more."""
 
 
 def step_key(seed: int, stage: str, step: int, *purpose: str | int) -> int:

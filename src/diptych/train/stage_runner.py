@@ -1,0 +1,223 @@
+"""One stage of a run: optimizer steps, and what is logged, drawn and saved between them."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diptych.train.checkpoint import TrainingState, latest_checkpoint, save_checkpoint
+from diptych.train.distributed import Processes, wrap
+from diptych.train.ema import WeightAverage
+from diptych.train.metrics import LossMeter
+from diptych.train.nonfinite import NonFiniteLoss, find_culprit, save_batch
+from diptych.train.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors, set_learning_rate
+from diptych.train.parts import freeze_all_but, matching_parts, parts_of, trained_parameters
+from diptych.train.prefetch import Prefetcher
+from diptych.train.run import Run
+from diptych.train.schedule import lr_factor
+from diptych.train.serialization import recipe_to_dict
+from diptych.train.stage_data import StepInputs, step_inputs
+from diptych.train.step import Step, StepModule, StepResult, objective_of
+from diptych.train.throughput import SpeedMeter, count_flops, peak_flops
+from diptych.train.weights import trained_weights
+
+logger = logging.getLogger(__name__)
+
+
+class StageRunner:
+    """Sets a stage up, fresh or from a training state, and runs it."""
+
+    def __init__(self, run: Run, name: str, state: TrainingState | None) -> None:
+        self.run, self.name = run, name
+        self.stage = stage = run.recipe.stages[name]
+        self.model = run.task.model
+        self.trainable = matching_parts(stage.trainable, parts_of(self.model), f"stages.{name}.trainable")
+        self.processes = Processes.of(run.accelerator, stage.gradient_accumulation)
+        self.weights = {objective: weight for objective, weight in stage.objectives.items() if weight > 0}
+        freeze_all_but(self.model, self.trainable)
+        if run.task.prepare_stage is not None:
+            with run.accelerator.main_process_first():
+                run.task.prepare_stage(name, stage)
+            freeze_all_but(self.model, self.trainable)
+        self.parameters = trained_parameters(self.model)
+        if not self.parameters:
+            raise ValueError(
+                f"stages.{name}.trainable names {sorted(self.trainable)}, which have no parameters to train."
+            )
+        self.stream = run.task.open_stream(name, stage, self.processes.rank, self.processes.count)
+        self.done = 0
+        precision = torch.bfloat16 if run.recipe.precision == "bfloat16" else torch.float32
+        step_module = StepModule(self.model, {name: run.task.objectives[name] for name in self.weights})
+        module = wrap(step_module, self.processes)
+        self.passes = Step(module, self.weights, self.processes, precision, run.task.count_terms)
+        self.bare_passes = Step(step_module, self.weights, self.processes, precision)
+        self.optimizer = build_optimizer(self.parameters, stage.optimizer)
+        decay = stage.optimizer.ema_decay
+        self.ema = None if decay is None else WeightAverage(self.parameters, decay)
+        self.losses = LossMeter(self.weights, run.recipe.logging.noise_level_bins)
+        self.speed = SpeedMeter(peak=peak_flops(self.processes.device, precision))
+        self.counted: set[str] = set()
+        if state is not None:
+            self._load(state)
+        self.data_state = self.stream.state_dict()
+
+    def _load(self, state: TrainingState) -> None:
+        """Weights are in the model already; here come optimizer, average and data."""
+        self.done = state.stage_step
+        load_optimizer_tensors(self.optimizer, self.parameters, state.optimizer)
+        if self.ema is not None:
+            self.ema.load(state.ema, state.ema_updates)
+        same_world = len(state.data) == self.processes.count
+        self.stream.load_state_dict(state.data[self.processes.rank if same_world else 0])
+
+    def run_steps(self) -> bool:
+        """Trains to the end of the stage and saves; False if it was stopped before."""
+        run, stage = self.run, self.stage
+        rank, count = self.processes.rank, self.processes.count
+        inputs = step_inputs(run.task, self.stream, self.name, stage, run.recipe.seed, rank, count, self.done)
+        prefetcher = Prefetcher(inputs)
+        run.display.start_stage(self.name, self.done, stage.num_steps)
+        self.speed.start()
+        try:
+            while self.done < stage.num_steps:
+                stopped = self._one_step(prefetcher.next())
+                is_last = self.done == stage.num_steps
+                if self.done % run.recipe.logging.every_steps == 0 or is_last:
+                    self._log()
+                if self._sampling_is_due():
+                    with self._shown_model():
+                        run.draw_samples(self.name)
+                if not is_last and (stopped or run.step % run.recipe.checkpoints.every_steps == 0):
+                    self.save()
+                if stopped and not is_last:
+                    return False
+        finally:
+            prefetcher.close()
+            run.display.end_stage()
+        self._finish()
+        return True
+
+    def _one_step(self, inputs: StepInputs) -> bool:
+        """One optimizer step; True if the run is to stop after it."""
+        config = self.stage.optimizer
+        set_learning_rate(self.optimizer, config.lr * lr_factor(config, self.done, self.stage.num_steps))
+        self.optimizer.zero_grad(set_to_none=True)
+        batches = [batch.to(self.processes.device) for batch in inputs.batches]
+        wants_stop = self.run.stop.requested is not None
+        if self.speed.peak and not self.speed.flops_per_step:
+            self.speed.flops_per_step = count_flops(lambda: self.passes.run(batches, inputs.seeds, wants_stop))
+            self.optimizer.zero_grad(set_to_none=True)
+        result = self.passes.run(batches, inputs.seeds, wants_stop)
+        grad_norm = self._clip()
+        # The one place where a step waits for the device: weights must not take in what is no number.
+        if not bool(torch.isfinite(result.loss + grad_norm).item()):
+            raise self._explain_nonfinite(inputs, batches, result)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update()
+        self.done += 1
+        self.run.step += 1
+        self.data_state = inputs.data_state
+        self.losses.add(result.terms, grad_norm)
+        self.counted |= {name for terms in result.terms for name in terms}
+        self.speed.add(inputs.num_examples * self.processes.count, inputs.num_tokens * self.processes.count)
+        self.run.display.advance(self.done)
+        if self.processes.count == 1:
+            return self.run.stop.requested is not None
+        return result.num_stops.item() > 0
+
+    def _clip(self) -> Tensor:
+        """Scales the gradients down to ``clip_norm``; returns their norm before."""
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self.stage.optimizer.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.stage.optimizer.clip_norm, norm)
+        return norm.to(self.processes.device)
+
+    def _log(self) -> None:
+        lr = self.stage.optimizer.lr * lr_factor(self.stage.optimizer, self.done - 1, self.stage.num_steps)
+        metrics = {**self.losses.read(self.processes), **self.speed.read(), "lr": lr}
+        bad = getattr(self.stream, "num_bad", {})
+        num_bad = sum(count for reasons in bad.values() for count in reasons.values())
+        self.run.log(self.name, "train", {"stage_step": self.done, **metrics, "bad_records": num_bad})
+        self.run.display.update(self.done, metrics)
+
+    def _sampling_is_due(self) -> bool:
+        every = self.run.recipe.logging.sample_every
+        return every > 0 and self.done % every == 0 and self.done < self.stage.num_steps
+
+    @contextmanager
+    def _shown_model(self) -> Iterator[None]:
+        """The model as others see it: averaged weights where there is an average, evaluation mode, no gradients."""
+        self.speed.pause()
+        with self.ema.applied() if self.ema is not None else nullcontext(), torch.no_grad():
+            self.model.eval()
+            yield
+        freeze_all_but(self.model, self.trainable)
+        self.speed.start()
+
+    def _finish(self) -> None:
+        """The averaged weights become the weights, and the end of the stage is saved."""
+        counted = {objective_of(term) for names in self.processes.gather(self.counted) for term in names}
+        for objective in set(self.weights) - counted:
+            logger.warning(
+                "stage %r: nothing in its mix had the loss %r; its weight had no effect.", self.name, objective
+            )
+        if self.ema is not None:
+            self.ema.copy_to_model()
+            self.ema = None
+        self.optimizer.state.clear()
+        self.save()
+
+    def save(self) -> None:
+        """A checkpoint of this moment."""
+        self.speed.pause()
+        run = self.run
+        data = self.processes.gather(self.data_state)
+        if run.accelerator.is_main_process:
+            state = TrainingState(
+                stage=self.name,
+                stage_step=self.done,
+                step=run.step,
+                seconds=run.seconds,
+                data=data if any(own != data[0] for own in data) else data[:1],
+                recipe=recipe_to_dict(run.recipe),
+                frozen=run.frozen,
+                weights=trained_weights(self.model, run.trained_parts),
+                optimizer=optimizer_tensors(self.optimizer, self.parameters),
+                ema={} if self.ema is None else self.ema.tensors,
+                ema_updates=0 if self.ema is None else self.ema.num_updates,
+            )
+            save_checkpoint(run.folder.checkpoints, state, self._save_model_folder, run.recipe.checkpoints.keep)
+        run.accelerator.wait_for_everyone()
+        self.speed.start()
+
+    def _save_model_folder(self, path: Path) -> None:
+        with self.ema.applied() if self.ema is not None else nullcontext():
+            self.run.task.save_model_folder(path)
+
+    def _explain_nonfinite(self, inputs: StepInputs, batches: list[Any], result: StepResult) -> NonFiniteLoss:
+        """Saves the batch and finds the module at fault."""
+        rank, step = self.processes.rank, self.run.step + 1
+        bad = next((i for i, terms in enumerate(result.terms)
+                    if not all(bool(torch.isfinite(term.sum)) for term in terms.values())), 0)  # fmt: skip
+
+        def forward() -> dict[str, Tensor]:
+            terms = self.bare_passes.evaluate(batches[bad], inputs.seeds[bad])
+            return {name: term.sum for name, term in terms.items()}
+
+        culprit = find_culprit(self.model, forward)
+        folder = self.run.folder.path / f"nonfinite-step-{step:06d}" / f"process-{rank}-batch-{bad}"
+        losses = {name: term.sum.item() for name, term in result.terms[bad].items()}
+        facts = {"stage": self.name, "step": step, "culprit": culprit, "losses": losses, "seed": inputs.seeds[bad]}
+        save_batch(folder, batches[bad], {**facts, "examples": inputs.keys})
+        last = latest_checkpoint(self.run.folder.path)
+        return NonFiniteLoss(
+            f"step {step} (stage {self.name!r}) has a loss or gradient that is not finite: {culprit}. The batch is in "
+            f"{folder}; the step was not taken. The last checkpoint is {last or '(none yet)'}. Try a lower "
+            "learning rate, a longer warm-up, gradient clipping, or --precision float32."
+        )
