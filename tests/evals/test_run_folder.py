@@ -69,10 +69,11 @@ def make_run(folder: Path) -> Path:
         lines.append({"event": "stage_end", "step": step, "stage": stage, "time": step * 2.5})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + '{"event": "train", "step": 9')
-    for stage, num_steps in STAGES.items():
-        for stage_step in range(10, num_steps + 1, 10):
-            pictures = [_picture("red"), _picture("blue")]
-            save_contact_sheet(folder / "samples" / f"{stage}-{stage_step:06d}.png", pictures, CAPTIONS)
+    for line in lines:
+        if line["event"] == "train":
+            path = folder / "samples" / f"{line['step']:06d}-{line['stage']}.png"
+            facts = {"stage": line["stage"], "step": line["step"]}
+            save_contact_sheet(path, [_picture("red"), _picture("blue")], CAPTIONS, metadata=facts)
     (folder / "checkpoints").mkdir()
     return folder
 
@@ -123,15 +124,16 @@ def test_sample_grids_become_strips(run: Path):
     generation = strips["generation"]
     assert generation.captions == tuple(CAPTIONS)
     assert len(generation.frames) == MAX_FRAMES
-    assert (generation.frames[0].label, generation.frames[-1].label) == ("step 10", "step 100")
+    assert (generation.frames[0].label, generation.frames[-1].label) == ("step 50", "step 140")
     assert np.array_equal(np.asarray(generation.frames[3].images[1]), _picture("blue"))
 
 
 def test_grids_of_another_making_are_shown_whole(run: Path):
-    save_png(_picture("red"), run / "samples" / "other" / "step-20.png")
+    for name in ("other/step-20.png", "000040-other.png"):
+        save_png(_picture("red"), run / "samples" / name)
     strips = {strip.title: strip for strip in report_data_from_run(run).filmstrips}
     assert strips["other"].captions == ()
-    assert [frame.label for frame in strips["other"].frames] == ["step 20"]
+    assert [frame.label for frame in strips["other"].frames] == ["step 20", "step 40"]
 
 
 def test_scores_come_in_with_intervals(run: Path):

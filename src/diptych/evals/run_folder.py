@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from diptych.data.picture_files import read_contact_sheet
+from diptych.data.picture_files import read_contact_sheet, read_png_metadata
 from diptych.evals.report_data import Chart, FileLink, Filmstrip, Frame, Headline, Line, Part, Picture, ReportData
 from diptych.evals.scores_file import SCORES_FILE, headlines_of, read_scores, score_boards
 
@@ -126,12 +126,14 @@ class _Grid:
 
 
 def _grid_of(path: Path, folder: Path) -> _Grid:
-    """Stage and step of a grid from its name, whose last number is the step."""
+    """Stage and step of a grid, from its record or else from a name such as ``000500-generation.png``."""
+    record = read_png_metadata(path)
+    if isinstance(record.get("stage"), str) and isinstance(record.get("step"), int):
+        return _Grid(record["stage"], record["step"], path)
     name = path.relative_to(folder).with_suffix("").as_posix()
-    match = re.fullmatch(r"(.*?)[-_/]?(?:step[-_]?)?(\d+)", name)
-    if match is None:
-        return _Grid(name, 0, path)
-    return _Grid(match[1], int(match[2]), path)
+    numbers = re.findall(r"\d+", name)
+    stage = re.sub(r"(?:step)?[-_/]*\d+", "", name).strip("-_/")
+    return _Grid(stage, int(numbers[-1]) if numbers else 0, path)
 
 
 def _strip(stage: str, grids: Sequence[_Grid]) -> Filmstrip:
