@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diptych.data.example import Example, ImageOut, Pixels, Text, load_pixels
+from diptych.data.example import Example, ImageIn, ImageOut, Pixels, Text, load_pixels
 from diptych.data.feature_cache import FeatureCache, image_key
 from diptych.data.layout import PackedLayout, SpanKind, pack_layouts
 from diptych.data.prompt_format import ImageRules, PromptFormat, render
@@ -93,9 +93,8 @@ def _move(value: _T, device: torch.device) -> _T:
 
 @dataclass
 class _Image:
-    """An image part on its way into a group."""
+    """An image on its way into a group."""
 
-    is_output: bool
     size: tuple[int, int]
     image: Tensor | None = None
     features: Tensor | None = None
@@ -135,15 +134,14 @@ class Collator:
         Raises:
             ValueError: an image or a text does not fit the model; the message names the example.
         """
-        images = [[self._image(part, example) for part in example.parts if not isinstance(part, Text)]
-                  for example in examples]  # fmt: skip
+        images = [_ExampleImages(self, example) for example in examples]
         layouts = [
             render(
                 example,
                 self.prompt_format,
                 self.tokenizer,
                 self.rules,
-                [image.size for image in own],
+                own.sizes(),
                 open_turn=open_turn,
             )
             for example, own in zip(examples, images, strict=True)
@@ -169,9 +167,10 @@ class Collator:
                         target_examples.extend([index] * (span.length - skip))
                 else:
                     assert span.image is not None
-                    image = images[index][span.image]
+                    is_output = span.kind == SpanKind.QUERY
+                    image = images[index].get(span.image, is_output)
                     shape_key = None if image.features is None else tuple(image.features.shape)
-                    kind = (image.is_output, image.size, span.length, shape_key)
+                    kind = (is_output, image.size, span.length, shape_key)
                     groups.setdefault(kind, []).append((image, index, row * shape[1] + start))
                 start = here.stop
         return Batch(
@@ -186,20 +185,41 @@ class Collator:
             example_seeds=torch.tensor(list(seeds) if seeds is not None else [0] * len(examples), dtype=torch.int64),
         )
 
-    def _image(self, part: Any, example: Example) -> _Image:
-        is_output = isinstance(part, ImageOut) and part.is_target
+    def load(self, part: ImageIn | ImageOut, is_output: bool, example: Example) -> _Image:
+        """An image part as features where they are cached, else as the float image of the model's size."""
         if part.image is None:
-            if part.size is None:
+            if not (isinstance(part, ImageOut) and part.size is not None):
                 raise ValueError(f"example {example.key!r}: an ImageOut without an image needs a size (height, width).")
-            return _Image(is_output, tuple(part.size))
+            return _Image((part.size[0], part.size[1]))
         features = None
         if self.cache is not None:
             features = self.cache.get("output" if is_output else "input", image_key(part.image))
         if features is not None:
             cell = self.pixels_per_cell[is_output]
-            return _Image(is_output, (features.shape[-2] * cell, features.shape[-1] * cell), features=features)
+            return _Image((features.shape[-2] * cell, features.shape[-1] * cell), features=features)
         image = self.prepare(load_pixels(part.image), is_output)
-        return _Image(is_output, (int(image.shape[-2]), int(image.shape[-1])), image=image)
+        return _Image((int(image.shape[-2]), int(image.shape[-1])), image=image)
+
+
+class _ExampleImages:
+    """The images of one example, each loaded once as what is drawn and once as what is looked at, if it is both."""
+
+    def __init__(self, collator: Collator, example: Example) -> None:
+        self.collator = collator
+        self.example = example
+        self.parts = [part for part in example.parts if not isinstance(part, Text)]
+        self.loaded: dict[tuple[int, bool], _Image] = {}
+
+    def get(self, index: int, is_output: bool) -> _Image:
+        key = (index, is_output)
+        if key not in self.loaded:
+            self.loaded[key] = self.collator.load(self.parts[index], is_output, self.example)
+        return self.loaded[key]
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """(height, width) of every image, as drawn where it is drawn."""
+        is_drawn = [isinstance(part, ImageOut) and part.is_target for part in self.parts]
+        return [self.get(i, drawn).size for i, drawn in enumerate(is_drawn)]
 
 
 def _group(members: list[tuple[_Image, int, int]], num_tokens: int) -> ImageGroup:

@@ -36,14 +36,19 @@ class FeatureCache:
         place = self._places.get((space, key)) if key is not None else None
         return None if place is None else self._blocks[place[0]][place[1]]
 
-    def add(self, space: str, keys: Iterable[str], features: Tensor) -> None:
-        """Adds the rows of ``features`` under their keys; a key that is known already keeps its first entry."""
-        keys = list(keys)
+    def add(self, spaces: Iterable[str], keys: Iterable[str], features: Tensor) -> None:
+        """Adds the rows of ``features`` under their keys; a key that is known already keeps its first entry.
+
+        Args:
+            spaces: those the features belong to: both, where images are looked at through the features that are drawn.
+        """
+        keys, spaces = list(keys), tuple(spaces)
         if len(keys) != len(features):
             raise ValueError(f"{len(keys)} keys were given for {len(features)} rows of features.")
         self._blocks.append(features.detach().to("cpu", torch.float32).contiguous().share_memory_())
         for row, key in enumerate(keys):
-            self._places.setdefault((space, key), (len(self._blocks) - 1, row))
+            for space in spaces:
+                self._places.setdefault((space, key), (len(self._blocks) - 1, row))
 
     def clear(self) -> None:
         self._blocks.clear()

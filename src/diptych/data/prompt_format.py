@@ -119,7 +119,8 @@ def render(
         if isinstance(part, Text):
             writer.text(wrap.get(index, part.text), part.is_target)
         else:
-            _write_image(writer, part, prompt_format, rules, image, image_sizes[image])
+            is_last = index + 1 == len(parts)
+            _write_image(writer, part, prompt_format, rules, image, image_sizes[image], is_last)
             image += 1
         if ends_turn and not (isinstance(part, ImageOut) and index + 1 == len(parts)):
             writer.template(prompt_format.turn_end[part.role], is_target=isinstance(part, Text) and part.is_target)
@@ -162,13 +163,16 @@ def _write_image(
     rules: ImageRules,
     image: int,
     size: tuple[int, int],
+    is_last: bool,
 ) -> None:
+    """An image that is drawn stands as its queries, which nothing else sees; what follows reads its features."""
     if isinstance(part, ImageOut) and part.is_target:
         writer.template(prompt_format.draw_start)
         writer.span(
             Span(SpanKind.QUERY, rules.num_queries, image=image, is_full=rules.full_queries, is_hidden=True)
         )
-        return
+        if is_last:
+            return
     grid = rules.input_grid(*size)
     writer.template(prompt_format.image_start)
     writer.span(Span(SpanKind.IMAGE, grid[0] * grid[1], image=image, grid=grid))

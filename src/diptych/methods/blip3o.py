@@ -71,7 +71,7 @@ class QueryFlowHead(nn.Module):
     def config_dict(self) -> dict[str, Any]:
         return {
             "kind": part_kind(self),
-            "denoiser": self.denoiser.config_dict(),
+            "denoiser": {**self.denoiser.config_dict(), "kind": part_kind(self.denoiser)},
             "num_queries": self.num_queries,
             "dim": self.queries.shape[1],
             "full_queries": self.full_queries,
@@ -228,6 +228,8 @@ class Blip3oConfig:
     """Noise levels drawn for one prompt: the backbone runs once, the denoiser so many times."""
     feature_noise: float = 0.8
     """Largest noise on features when the decoder learns (tau)."""
+    cache_features: bool = False
+    """Encode every image once and keep its features in memory, in stages that do not train the generation space."""
     start_from: dict[str, str] = field(default_factory=dict)
     """Part -> model it is taken from, e.g. ``{"autoencoder": "diptych-scenes"}``."""
 

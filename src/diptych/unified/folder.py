@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from diptych import __version__
 from diptych.data.prompt_format import PromptFormat
 from diptych.data.tokenizer import FastTokenizer
-from diptych.models.part import build_part
+from diptych.models.part import build_part, part_kind
 from diptych.unified.model import DrawSettings, ImagePolicy, UnifiedModel
 
 FORMAT_VERSION = 1
@@ -49,7 +49,8 @@ def save_model(model: UnifiedModel, path: Path, dtype: torch.dtype | None = None
     try:
         parts: dict[str, Any] = {}
         for name, part in model.parts().items():
-            parts[name] = {"config": part.config_dict(), "files": _save_part(part, temporary / name, dtype)}  # type: ignore[operator]
+            config = {**part.config_dict(), "kind": part_kind(part)}  # type: ignore[operator]
+            parts[name] = {"config": config, "files": _save_part(part, temporary / name, dtype)}
         manifest = {
             "format_version": FORMAT_VERSION,
             "diptych_version": __version__,
