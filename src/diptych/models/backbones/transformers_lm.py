@@ -81,7 +81,8 @@ class TransformersBackbone(nn.Module):
         keys = seq + (0 if past is None else past.length)
         check_mask(mask, batch, seq, keys)
         self._check_window(keys)
-        is_checkpointed = self.model.training and getattr(_decoder_layers(self.model)[0], "gradient_checkpointing", False)
+        first = _decoder_layers(self.model)[0]
+        is_checkpointed = self.model.training and getattr(first, "gradient_checkpointing", False)
         if is_checkpointed and past is not None:
             raise ValueError(
                 "backbone: transformers drops the cache while it checkpoints gradients. "
@@ -241,7 +242,7 @@ def _decoder_layers(model: Any) -> Any:
     for name in ("layers", "h"):
         if hasattr(model, name):
             return getattr(model, name)
-    raise ValueError(f"backbone: {type(model).__name__} keeps its blocks neither in .layers nor in .h; it cannot be used.")
+    raise ValueError(f"backbone: {type(model).__name__} keeps its blocks neither in .layers nor in .h: not supported.")
 
 
 def _mrope_section(text_config: Any) -> Sequence[int]:
