@@ -40,8 +40,11 @@ _BACKGROUND_SHARE = 0.25
 _RELATION_SHARE = 0.5
 
 
-def caption(scene: Scene, rng: np.random.Generator, style: CaptionStyle = "short") -> str:
+def caption(scene: Scene, rng: np.random.Generator, style: str = "short") -> str:
     """A true caption, deterministic in the state of ``rng``.
+
+    Args:
+        style: one of ``CAPTION_STYLES``.
 
     Raises:
         ValueError: an unknown style.

@@ -19,6 +19,9 @@ from diptych.scenes.split import TYPES
 
 EDIT_KINDS = ("add", "remove", "recolor", "reshape", "resize", "move", "swap")
 
+_EAGERNESS = np.array([1.0, 1.5, 1.0, 1.0, 1.0, 1.0, 3.0])
+"""Weights of the kinds when none is asked for; what few scenes allow is tried more, so that all kinds are learnt."""
+
 LEAST_MOVE = 0.15
 """A move goes at least this far, as a fraction of the side."""
 
@@ -82,7 +85,7 @@ def edit(
     """An edit of a scene with its inverse, deterministic in the state of ``rng``.
 
     Args:
-        kind: one of ``EDIT_KINDS``; without it one that the scene allows, drawn uniformly.
+        kind: one of ``EDIT_KINDS``; without it one that the scene allows, in random order.
         allow: only targets that it accepts are made (``split.allowed_in_training`` for training).
         types: types of objects to add.
 
@@ -91,15 +94,21 @@ def edit(
     """
     if kind is not None and kind not in EDIT_KINDS:
         raise ValueError(f"edit: kind must be one of {', '.join(EDIT_KINDS)}, got {kind!r}.")
-    for candidate in [kind] if kind is not None else shuffled(rng, EDIT_KINDS):
+    for candidate in [kind] if kind is not None else _kinds_in_random_order(rng):
         for _ in range(_TRIES):
             made = _BUILDERS[candidate](scene, rng, types)
             if made is not None and fits(made.target) and (allow is None or allow(made.target)):
                 return made
     raise ValueError(
         f"edit: no edit of kind {kind!r} found for a scene of {len(scene.objects)} object(s). "
-        "Let the kind open, or use another scene."
+        "Leave the kind open, or use another scene."
     )
+
+
+def _kinds_in_random_order(rng: np.random.Generator) -> list[str]:
+    """All kinds, each next one drawn by weight (the order of exponential arrival times)."""
+    arrivals = -np.log1p(-rng.random(len(EDIT_KINDS))) / _EAGERNESS
+    return [EDIT_KINDS[i] for i in arrivals.argsort().tolist()]
 
 
 def _say(rng: np.random.Generator, kind: str, *words: str) -> str:
