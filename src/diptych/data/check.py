@@ -204,7 +204,7 @@ class _Tally:
         self._num_bytes.append(len(data))
         self._images.add(data, name)
         look = difference_hash(pixels)
-        if look:  # 0 is a picture of one colour
+        if look is not None:
             self._looks.setdefault(look, {}).setdefault(hashlib.blake2b(data, digest_size=16).digest(), name)
 
     def report(self, path: str, format_name: str, task: str, num_records: int, num_checked: int) -> Report:
@@ -235,10 +235,15 @@ class _Tally:
         )
 
 
-def difference_hash(pixels: Pixels) -> int:
-    """64 bits: whether each of 8 x 8 places is brighter than its right neighbour, in a 9 x 8 miniature."""
+def difference_hash(pixels: Pixels) -> int | None:
+    """64 bits: whether each of 8 x 8 places is brighter than its right neighbour, in a 9 x 8 miniature.
+
+    ``None`` for a picture of one colour, which has nothing to compare.
+    """
     small = Image.fromarray(pixels).convert("L").resize((9, 8), Image.Resampling.BILINEAR)
     values = np.asarray(small, dtype=np.int16)
+    if values.min() == values.max():
+        return None
     return int.from_bytes(np.packbits(values[:, :-1] > values[:, 1:]).tobytes(), "big")
 
 
@@ -286,7 +291,7 @@ def _histogram(ratios: Iterable[float]) -> dict[str, int]:
     return {name: counts[name] for name in names if counts[name]}
 
 
-def _spread(values: Sequence[float]) -> str:
+def _spread(values: Sequence[int | float]) -> str:
     labels = ("min", "5 %", "median", "95 %", "max")
     return "  ".join(f"{label} {value:g}" for label, value in zip(labels, values, strict=True))
 

@@ -50,8 +50,10 @@ def decode_image(data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX
     except Image.DecompressionBombError as error:
         raise BadRecord("decompression bomb", name, str(error)) from error
     except UnidentifiedImageError as error:
-        known = data.startswith(_MAGIC)
-        raise BadRecord("broken image" if known else "not an image", name, _describe_bytes(data)) from error
+        reason = "not an image"
+        if data.startswith(_MAGIC):
+            reason = "truncated image" if _is_cut(data, "") else "broken image"
+        raise BadRecord(reason, name, _describe_bytes(data)) from error
     # Pillow's decoders report damage through all of these; MemoryError is a header that lies about the size.
     except (OSError, SyntaxError, ValueError, IndexError, KeyError, EOFError, struct.error, MemoryError) as error:
         reason = "truncated image" if _is_cut(data, str(error)) else "broken image"
@@ -98,6 +100,8 @@ def _is_cut(data: bytes, message: str) -> bool:
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     if data.startswith(b"\x89PNG"):
         return b"IEND" not in data[-16:]
+    if data.startswith(b"\xff\xd8") and b"\xff\xd9" not in data[-64:]:
+        return True
     return "truncated" in message.lower()
 
 

@@ -1,7 +1,7 @@
 """Which reader fits a path, for the tools that look at data of any format. Training says it in its recipe instead."""
 
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from diptych.data.records import Columns, Fields, Task, read_fields
 from diptych.data.sources.blob_npz import PackRecord, blob_records, emoji_records, nlvr_records
@@ -20,6 +20,7 @@ _LOOKED_AT = 20
 """Records that are looked at to find out the task."""
 
 
+@runtime_checkable
 class FieldsReader(Protocol):
     """What the tools need of a reader."""
 

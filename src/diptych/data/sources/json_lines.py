@@ -13,14 +13,17 @@ class JsonLines:
     """The objects of a ``.jsonl`` file (one a line, blank lines are skipped) or of a ``.json`` file that holds a list.
 
     Raises:
-        ValueError: a ``.json`` file that holds no list.
+        ValueError: a ``.json`` file that is broken or holds no list.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._rows: list[Any] | None = None
         if path.suffix.lower() == ".json":
-            rows = decode_json(path.read_bytes(), str(path))
+            try:
+                rows = decode_json(path.read_bytes(), str(path))
+            except BadRecord as error:
+                raise ValueError(f"{path} cannot be read: {error.reason} ({error.detail}).") from error
             if not isinstance(rows, list):
                 raise ValueError(
                     f"{path} must hold a list of records, got {type(rows).__name__}. Or use a .jsonl file."
