@@ -138,7 +138,10 @@ def sinusoidal_embedding(
     """
     if dim % 2:
         raise ValueError(f"a sinusoidal embedding needs an even dim, got {dim}.")
-    angles = t.float().unsqueeze(-1) * _frequencies(dim, max_period, t.device)
+    # Rounded as in DDPM's code and its heirs: at t = 1000 another way to write it moves the fast angles by 1e-4.
+    steps = torch.arange(dim // 2, device=t.device, dtype=torch.float32)
+    frequencies = torch.exp(-math.log(max_period) * steps / (dim // 2))
+    angles = t.float().unsqueeze(-1) * frequencies
     return torch.cat((angles.cos(), angles.sin()), dim=-1)
 
 
