@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.models.autoencoders.protocol import grid_shape, measure_shift_scale
+from diptych.models.autoencoders.protocol import grid_shape, set_measured_scale
 from diptych.models.encoders.vision_block import (
     VisionBlock,
     default_ffn_dim,
@@ -195,12 +195,9 @@ class FeatureAutoencoder(nn.Module):
         """The decoder's images before clipping, so that a loss has gradients everywhere."""
         return self.decoder(latents * self.scale + self.shift)
 
-    @torch.no_grad()
     def measure(self, latents: Iterable[Float[Tensor, "_ channels _ _"]]) -> None:
         """Sets shift and scale such that latents like the given ones, made by ``encode``, have mean 0 and std 1."""
-        mean, std = measure_shift_scale(latents)
-        self.shift.add_(self.scale * mean.to(self.shift))
-        self.scale.mul_(std.to(self.scale))
+        set_measured_scale(self, latents)
 
     def config_dict(self) -> dict[str, Any]:
         return {"kind": part_kind(self), "encoder": self.encoder.config_dict(), **self._config}

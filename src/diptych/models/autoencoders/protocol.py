@@ -1,13 +1,14 @@
 """What every generation space offers, and what the spaces share: measured statistics and latent noise."""
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class GenerationSpace(Protocol):
     """Where images are generated; an ``nn.Module`` in every implementation.
 
@@ -78,6 +79,15 @@ def measure_shift_scale(
         raise ValueError("cannot measure the latents of no images: give at least one batch.")
     std = (squares / count + eps).sqrt()
     return mean.float().reshape(-1, 1, 1), std.float().reshape(-1, 1, 1)
+
+
+@torch.no_grad()
+def set_measured_scale(space: GenerationSpace, latents: Iterable[Float[Tensor, "_ channels _ _"]]) -> None:
+    """Sets a space's shift and scale such that latents like the given ones, made by its ``encode``, have mean 0 and
+    std 1. The present shift and scale are taken into account, so it does not matter what they were."""
+    mean, std = measure_shift_scale(latents)
+    space.shift.add_(space.scale * mean.to(space.shift))
+    space.scale.mul_(std.to(space.scale))
 
 
 def add_latent_noise(

@@ -153,7 +153,7 @@ class ProcessorRule:
 
 
 def normalize(
-    images: Float[Tensor, "batch 3 height width"], mean: Sequence[float], std: Sequence[float]
+    images: Float[Tensor, "batch 3 height width"], mean: Sequence[float | int], std: Sequence[float | int]
 ) -> Float[Tensor, "batch 3 height width"]:
     """Images in [-1, 1] as ``(image01 - mean) / std``, mean and std per channel of images in [0, 1]."""
     shape = (1, 3, 1, 1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -28,6 +28,7 @@ class EncoderOutput:
     layer_tokens: dict[int, Float[Tensor, "batch _ _"]] = field(default_factory=dict)
 
 
+@runtime_checkable
 class VisionEncoder(Protocol):
     """An image encoder; an ``nn.Module`` in every implementation, built again by ``part.build_part(config_dict())``."""
 
