@@ -118,7 +118,8 @@ def flow_objective(model: ToyModel, batch: ToyBatch, generator: torch.Generator)
     noise = normal_from_seeds(seeds, (3,), "noise")
     t = uniform_from_seeds(seeds, (1,), "time")
     x_t = t * data + (1 - t) * noise
-    hidden = model(batch.values[keep]).mean(1)
+    mask = batch.mask[keep, :, None]
+    hidden = (model(batch.values[keep]) * mask).sum(1) / mask.sum(1)  # padding must not count
     velocity = model.denoiser(torch.cat([hidden, x_t, t], dim=1)).float()
     losses = (velocity - (data - noise)).square().mean(1)
     count = torch.tensor(float(len(losses)))

@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 import time
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def describe_environment(num_processes: int = 1, device: torch.device | None = N
     }
 
 
+@lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Python and the packages that decide what a run computes, as far as they are installed."""
     found = {"python": platform.python_version()}

@@ -1,5 +1,6 @@
 """AdamW over the trained parameters of a stage, and its state as named tensors."""
 
+import sys
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -81,6 +82,6 @@ def load_optimizer_tensors(
 
 
 def _is_sharded(tensor: Tensor) -> bool:
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(tensor, DTensor)
+    # Importing DTensor takes a second; where nobody has, no tensor is one.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -13,6 +13,7 @@ from diptych.objectives.loss_term import Objective
 from diptych.train.recipe import Stage
 
 
+@runtime_checkable
 class Stream(Protocol):
     """An endless sequence of batches of examples: this process's share of one optimizer step after the other.
 

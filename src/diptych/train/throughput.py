@@ -48,9 +48,9 @@ class SpeedMeter:
 
     num_processes: int = 1
     peak: float | None = None
-    flops_per_step: float = 0.0
-    _examples: float = 0.0
-    _tokens: float = 0.0
+    flops_per_step: int = 0
+    _examples: int = 0
+    _tokens: int = 0
     _steps: int = 0
     _seconds: float = 0.0
     _started: float | None = None
@@ -65,7 +65,7 @@ class SpeedMeter:
             self._seconds += time.perf_counter() - self._started
             self._started = None
 
-    def add(self, num_examples: float, num_tokens: float) -> None:
+    def add(self, num_examples: int, num_tokens: int) -> None:
         """Counts one step; the numbers are of all processes."""
         self._examples += num_examples
         self._tokens += num_tokens
@@ -81,6 +81,6 @@ class SpeedMeter:
         if self.peak and self.flops_per_step:
             # Every process counts its own FLOPs and has a device of its own, so the share is that of one of them.
             rates["mfu"] = self.flops_per_step * self._steps / seconds / self.peak
-        self._examples, self._tokens, self._steps, self._seconds = 0.0, 0.0, 0, 0.0
+        self._examples, self._tokens, self._steps, self._seconds = 0, 0, 0, 0.0
         self.start()
         return rates
