@@ -42,7 +42,7 @@ class ScoreTable:
 
 
 def bootstrap_interval(
-    values: Sequence[float], groups: Sequence[str] | None = None, num: int = NUM_BOOTSTRAP, seed: int = 0
+    values: Sequence[float | bool], groups: Sequence[str] | None = None, num: int = NUM_BOOTSTRAP, seed: int = 0
 ) -> tuple[float, float]:
     """The 95 % percentile interval of the mean when whole groups are drawn with replacement.
 
@@ -59,7 +59,7 @@ def bootstrap_interval(
 
 
 def bootstrap_means(
-    values: Sequence[float], groups: Sequence[str] | None, num: int, rng: np.random.Generator
+    values: Sequence[float | bool], groups: Sequence[str] | None, num: int, rng: np.random.Generator
 ) -> NDArray[np.float64]:
     """``num`` means over groups drawn with replacement. The order of the items has no influence."""
     if len(values) == 0:
@@ -82,7 +82,7 @@ def score_table(
     benchmark: str,
     contender: str,
     categories: Sequence[str],
-    values: Sequence[float],
+    values: Sequence[float | bool],
     groups: Sequence[str] | None = None,
     *,
     num: int = NUM_BOOTSTRAP,

@@ -113,16 +113,25 @@ def triple_is_held_out(first: ObjectType, relation: str, second: ObjectType) -> 
     return bool(_held_out_triples()[RELATIONS.index(relation), _TYPE_INDEX[first], _TYPE_INDEX[second]])
 
 
-def held_out_pairs() -> list[tuple[ObjectType, ObjectType]]:
-    """All held-out sets of two types, each once."""
-    return [(a, b) for i, a in enumerate(TYPES) for b in TYPES[i + 1 :] if pair_is_held_out(a, b)]
+@cache
+def pairs_of_split(split: Split) -> tuple[tuple[ObjectType, ObjectType], ...]:
+    """All ordered pairs of different types that a split has: a pair and its reverse are both listed."""
+    is_novel = np.array([kind in NOVEL_TYPES for kind in TYPES])
+    either_novel = is_novel[:, None] | is_novel
+    held_out = _held_out_pairs()
+    chosen = {"train": ~either_novel & ~held_out, "test": held_out, "novel": either_novel}[split]
+    return tuple((TYPES[i], TYPES[j]) for i, j in np.argwhere(chosen).tolist() if i != j)
 
 
-def held_out_triples() -> list[tuple[ObjectType, str, ObjectType]]:
-    """All held-out triples; a triple and its mirror are both listed."""
-    return [
-        (a, relation, b) for a in TYPES for relation in RELATIONS for b in TYPES if triple_is_held_out(a, relation, b)
-    ]
+@cache
+def triples_of_split(split: Split) -> tuple[tuple[ObjectType, str, ObjectType], ...]:
+    """All triples of different types that a split has: a triple and its mirror are both listed."""
+    is_novel = np.array([kind in NOVEL_TYPES for kind in TYPES])
+    either_novel = np.broadcast_to(is_novel[:, None] | is_novel, (len(RELATIONS), len(TYPES), len(TYPES)))
+    held_out = _held_out_triples()
+    chosen = {"train": ~either_novel & ~held_out, "test": held_out, "novel": either_novel}[split]
+    places = np.argwhere(chosen.transpose(1, 0, 2)).tolist()
+    return tuple((TYPES[i], RELATIONS[k], TYPES[j]) for i, k, j in places if i != j)
 
 
 def types_allowed_together(types: Iterable[ObjectType]) -> bool:

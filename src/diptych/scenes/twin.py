@@ -11,8 +11,9 @@ colours) are of training types, so that nothing in them is unseen. In split ``no
 """
 
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import cache
 
 import numpy as np
 
@@ -23,7 +24,6 @@ from diptych.scenes.program import detections_of
 from diptych.scenes.relations import BOX_SIDE
 from diptych.scenes.rules import (
     GENEVAL_RULES,
-    RELATIONS,
     Clause,
     Detection,
     Metadata,
@@ -36,16 +36,13 @@ from diptych.scenes.split import (
     NOVEL_TYPES,
     SPLITS,
     TRAINING_TYPES,
-    TYPES,
     Split,
-    pair_is_held_out,
-    triple_is_held_out,
+    pairs_of_split,
+    triples_of_split,
 )
 
 CATEGORIES = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
 COUNTS = (2, 3, 4)
-
-Pair: TypeAlias = tuple[ObjectType, ObjectType]
 
 
 def twin_prompts(split: Split = "test", num_per_category: int = 100, seed: int = 0) -> list[Metadata]:
@@ -67,40 +64,28 @@ def twin_prompts(split: Split = "test", num_per_category: int = 100, seed: int =
         choices = _choices(category, split)
         order = rng.permutation(len(choices)).tolist()
         for number in range(num_per_category):
-            made = choices[order[number % len(order)]].copy()
+            made = deepcopy(choices[order[number % len(order)]])
             made["id"] = f"{split}/{category}/{number:04d}"
             prompts.append(made)
     return prompts
 
 
-def _choices(category: str, split: Split) -> list[Metadata]:
+@cache
+def _choices(category: str, split: Split) -> tuple[Metadata, ...]:
     """All prompts of a category."""
     types = NOVEL_TYPES if split == "novel" else TRAINING_TYPES
     if category == "single_object":
-        return [_single(kind) for kind in types]
+        return tuple(_single(kind) for kind in types)
     if category == "counting":
-        return [_counting(kind, number) for kind in types for number in COUNTS]
+        return tuple(_counting(kind, number) for kind in types for number in COUNTS)
     if category == "colors":
-        return [_colors(kind) for kind in types]
+        return tuple(_colors(kind) for kind in types)
     if category == "position":
-        return [_position(a, r, b) for a, b in _type_pairs(split, None) for r in RELATIONS if _is_of(split, a, r, b)]
-    pairs = _type_pairs(split, "pair")
+        return tuple(_position(*triple) for triple in triples_of_split(split))
+    pairs = pairs_of_split(split)
     if category == "two_object":
-        return [_two(a, b) for a, b in pairs]
-    return [_color_attr(a, b) for a, b in pairs if a[0] != b[0] and a[1] != b[1]]
-
-
-def _type_pairs(split: Split, rule: str | None) -> list[Pair]:
-    """Ordered pairs of different types; with ``rule`` only those that the split has as pairs."""
-    pairs = [(a, b) for a in TYPES for b in TYPES if a != b]
-    if split == "novel":
-        return [(a, b) for a, b in pairs if a in NOVEL_TYPES or b in NOVEL_TYPES]
-    pairs = [(a, b) for a, b in pairs if a not in NOVEL_TYPES and b not in NOVEL_TYPES]
-    return pairs if rule is None else [(a, b) for a, b in pairs if pair_is_held_out(a, b) == (split == "test")]
-
-
-def _is_of(split: Split, first: ObjectType, relation: str, second: ObjectType) -> bool:
-    return split == "novel" or triple_is_held_out(first, relation, second) == (split == "test")
+        return tuple(_two(a, b) for a, b in pairs)
+    return tuple(_color_attr(a, b) for a, b in pairs if a[0] != b[0] and a[1] != b[1])
 
 
 def _single(kind: ObjectType) -> Metadata:
