@@ -1,7 +1,8 @@
 """The built-in world as a data source: pictures, captions, questions, edits and compositions, drawn on the fly.
 
 What is to be seen depends only on (seed, index), so that pixels and encoder features can be cached over epochs; the
-words (caption, question, which of the edits) change with the epoch. Images are lazy and are drawn when they are read.
+words (caption, question, which of the edits) change with the epoch; ``multi_reference`` is the same in every epoch.
+Images are lazy and are drawn when they are read.
 """
 
 from collections.abc import Callable
