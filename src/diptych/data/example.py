@@ -131,7 +131,8 @@ def load_pixels(image: ImageLike) -> Pixels:
     if isinstance(image, ImageHandle):
         return load_pixels(image.load())
     raise TypeError(
-        f"an image must be a PIL image, a uint8 array (height, width, 3) or an image handle, got {type(image).__name__}."
+        "an image must be a PIL image, a uint8 array (height, width, 3) or an image handle, "
+        f"got {type(image).__name__}."
     )
 
 

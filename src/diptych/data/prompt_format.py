@@ -130,8 +130,8 @@ def render(
     num_text = sum(span.length for span in layout.spans if span.kind == SpanKind.TEXT)
     if num_text > prompt_format.max_text_tokens:
         raise ValueError(
-            f"example {example.key!r} has {num_text} text tokens, more than the model's {prompt_format.max_text_tokens}. "
-            "Shorten the text."
+            f"example {example.key!r} has {num_text} text tokens, more than the model's "
+            f"{prompt_format.max_text_tokens}. Shorten the text."
         )
     return layout
 
@@ -168,9 +168,7 @@ def _write_image(
     """An image that is drawn stands as its queries, which nothing else sees; what follows reads its features."""
     if isinstance(part, ImageOut) and part.is_target:
         writer.template(prompt_format.draw_start)
-        writer.span(
-            Span(SpanKind.QUERY, rules.num_queries, image=image, is_full=rules.full_queries, is_hidden=True)
-        )
+        writer.span(Span(SpanKind.QUERY, rules.num_queries, image=image, is_full=rules.full_queries, is_hidden=True))
         if is_last:
             return
     grid = rules.input_grid(*size)
@@ -254,7 +252,7 @@ def chatml_format() -> PromptFormat:
     return PromptFormat(
         preamble="<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n",
         turn_start={role: f"<|im_start|>{role}\n" for role in ("system", "user", "assistant")},
-        turn_end={role: "<|im_end|>\n" for role in ("system", "user", "assistant")},
+        turn_end=dict.fromkeys(("system", "user", "assistant"), "<|im_end|>\n"),
         image_start="<|vision_start|>",
         image_end="<|vision_end|>",
         draw_start="[IMG]",

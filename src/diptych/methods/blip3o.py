@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from diptych.data.batch import Batch, ImageGroup
 from diptych.data.prompt_format import PromptFormat, chatml_format, compact_format
 from diptych.flow.guidance import guided_velocity
-from diptych.flow.path import interpolate, path_velocity, to_velocity
+from diptych.flow.path import to_velocity
 from diptych.flow.solvers import SOLVERS
 from diptych.flow.time import DiscreteTime, LogitNormalTime, TimeDistribution, UniformTime, time_grid
 from diptych.models.connectors import MLPConnector
 from diptych.models.part import build_part, part_kind
+from diptych.objectives.flow_matching import flow_matching_loss
 from diptych.objectives.loss_term import LossTerm, Objective
 from diptych.objectives.randomness import normal_from_seeds, uniform_from_seeds
 from diptych.objectives.reconstruction import reconstruction_loss
@@ -62,7 +63,7 @@ class QueryFlowHead(nn.Module):
             query_std: of the initial queries; 1 in the paper.
         """
         super().__init__()
-        self.denoiser = denoiser if isinstance(denoiser, nn.Module) else build_part(denoiser)
+        self.denoiser: Any = denoiser if isinstance(denoiser, nn.Module) else build_part(denoiser)
         self.num_queries = num_queries
         self.full_queries = full_queries
         self.query_std = query_std
@@ -85,14 +86,9 @@ class QueryFlowHead(nn.Module):
         """Zeros: what a dropped condition is in training."""
         return self.queries.new_zeros(count, *self.queries.shape)
 
-    def velocity(
-        self,
-        x_t: Float[Tensor, "images channels rows cols"],
-        t: Float[Tensor, " images"],
-        condition: Float[Tensor, "images queries dim"],
-    ) -> Float[Tensor, "images channels rows cols"]:
-        """``data - noise`` as the denoiser sees it, in float32."""
-        output = self.denoiser(x_t, t, condition).float()
+    def velocity(self, x_t: Tensor, t: Tensor, condition: Any) -> Float[Tensor, "images channels rows cols"]:
+        """``data - noise`` as the denoiser sees it, in float32; ``condition`` may be prepared by `encode_condition`."""
+        output = self.denoiser(x_t.to(self.queries.dtype), t, condition).float()
         return to_velocity(output, self.denoiser.prediction, x_t.float(), t.float())
 
     def draw(
@@ -103,11 +99,15 @@ class QueryFlowHead(nn.Module):
         settings: DrawSettings,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "images channels rows cols"]:
-        """Features drawn from noise, with classifier-free guidance in one batched call."""
+        """Features drawn from noise, with classifier-free guidance in one batched call.
+
+        What the denoiser makes of the condition alone is computed once, not at every step.
+        """
+        joint = self.denoiser.encode_condition(torch.cat([condition, null]))
         velocity = guided_velocity(
             self.velocity,
-            condition,
-            torch.cat([condition, null]),
+            joint.select(slice(0, len(condition))),
+            joint,
             settings.guidance_scale,
             settings.guidance_interval,
         )
@@ -128,16 +128,19 @@ def flow_loss(
 
     Time, noise and dropped conditions follow from each image's seed.
     """
-    head: Any = model.image_head
+    head = model.image_head
     data = model.group_features(group, is_output=True).float()
     shape = (repeats, *data.shape[1:])
     t = time.at(uniform_from_seeds(seeds, (repeats,), "time")).flatten()
     noise = normal_from_seeds(seeds, shape, "noise").flatten(0, 1)
     keep = uniform_from_seeds(seeds, (repeats,), "condition_drop").flatten() >= condition_drop
     data = data.repeat_interleave(repeats, 0)
-    condition = condition.repeat_interleave(repeats, 0) * keep[:, None, None]
-    error = head.velocity(interpolate(data, noise, t), t, condition) - path_velocity(data, noise)
-    return error.square().flatten(1).mean(1), 1 - t
+    condition = condition.repeat_interleave(repeats, 0) * keep[:, None, None].to(condition.dtype)
+
+    def predict(x_t: Tensor, t: Tensor) -> Tensor:
+        return head.denoiser(x_t, t, condition)
+
+    return flow_matching_loss(predict, data, noise, t, head.denoiser.prediction), 1 - t
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,9 +164,7 @@ class Blip3oObjectives:
         for group in batch.outputs:
             condition = hidden_states[group.slots]
             seeds = batch.example_seeds[group.example_ids]
-            loss, sigma = flow_loss(
-                model, group, condition, seeds, self.time, self.condition_drop, self.noise_repeats
-            )
+            loss, sigma = flow_loss(model, group, condition, seeds, self.time, self.condition_drop, self.noise_repeats)
             losses.append(loss)
             levels.append(sigma)
             weights_out.append(batch.example_weights[group.example_ids].repeat_interleave(self.noise_repeats))
@@ -238,9 +239,9 @@ class Blip3oConfig:
         from diptych.unified.folder import load_part
 
         tokenizer = self.tokenizer.build()
-        autoencoder = self.features.build()
-        encoder = None if self.encoder is None else self.encoder.build()
-        backbone = self.backbone.build(tokenizer.vocab_size)
+        autoencoder: Any = self.features.build()
+        encoder: Any = None if self.encoder is None else self.encoder.build()
+        backbone: Any = self.backbone.build(tokenizer.vocab_size)
         image_dim = autoencoder.channels if encoder is None else encoder.dim
         head = QueryFlowHead(
             denoiser=self.denoiser.build(autoencoder.channels, backbone.dim),

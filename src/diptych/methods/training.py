@@ -184,4 +184,3 @@ def _encode_into(
 
 
 __all__ = ["build_task", "draw_samples", "draw_settings", "fill_cache", "sample_prompts"]
-

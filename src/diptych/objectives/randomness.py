@@ -39,7 +39,7 @@ def _bits(seeds: Tensor, count: int, purpose: str) -> Tensor:
 
 def uniform_from_seeds(
     seeds: Int[Tensor, " examples"], shape: Sequence[int], purpose: str
-) -> Float[Tensor, "examples *event"]:
+) -> Float[Tensor, " examples *event"]:
     """Uniform numbers in [0, 1), float32. Different purposes give independent numbers for the same seeds."""
     bits = _bits(seeds, math.prod(shape), purpose)
     return (_shift_right(bits, 40).float() / 2**24).reshape(len(seeds), *shape)
@@ -47,7 +47,7 @@ def uniform_from_seeds(
 
 def normal_from_seeds(
     seeds: Int[Tensor, " examples"], shape: Sequence[int], purpose: str
-) -> Float[Tensor, "examples *event"]:
+) -> Float[Tensor, " examples *event"]:
     """Standard normal numbers, float32 (Box-Muller)."""
     count = math.prod(shape)
     bits = _bits(seeds, (count + 1) // 2, purpose)

@@ -1,18 +1,13 @@
 """BLIP3-o (arXiv 2505.09568) from a minute on two cores to the published setting."""
 
-from dataclasses import replace
-
 from diptych.data.sources.scenes import ScenesSource
-from diptych.flow.time import UniformTime
 from diptych.methods.blip3o import Blip3oConfig
 from diptych.train.part_configs import BackboneConfig, FeaturesConfig, LuminaConfig, VitConfig
 from diptych.train.recipe import (
     CheckpointConfig,
-    EvaluationConfig,
     LoggingConfig,
     OptimizerConfig,
     Recipe,
-    SamplingConfig,
     Stage,
 )
 

@@ -86,7 +86,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torc
     if tokenizer.fingerprint != manifest["tokenizer_fingerprint"]:
         raise ValueError(
             f"{folder / 'tokenizer'} is not the tokenizer this model was trained with (fingerprint "
-            f"{tokenizer.fingerprint[:12]}, expected {manifest['tokenizer_fingerprint'][:12]}). Restore the model's own."
+            f"{tokenizer.fingerprint[:12]}, expected {manifest['tokenizer_fingerprint'][:12]}). "
+            "Restore the model's own."
         )
     draw = {**manifest["draw"], "guidance_interval": tuple(manifest["draw"]["guidance_interval"])}
     images = {**manifest["images"], "size": tuple(manifest["images"]["size"])}

@@ -5,26 +5,25 @@ backbone's own logits) or an image (an image head turns the hidden states at its
 generation space decodes).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from einops import rearrange
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
 from diptych.data.batch import Batch, Collator, ImageGroup
-from diptych.data.example import Example, ImageOut, Part, Text
+from diptych.data.example import Example, ImageOut, Part
 from diptych.data.feature_cache import FeatureCache
 from diptych.data.prompt_format import ImageRules, PromptFormat, prompt_parts
 from diptych.data.tokenizer import Tokenizer
-from diptych.models.backbones.protocol import Backbone, BackboneOutput, Cache
+from diptych.flow.solvers import OnStep
+from diptych.models.backbones.protocol import BackboneOutput, Cache
 from diptych.models.preprocess import resize_pixels, to_float, to_uint8
-
-OnStep = Callable[[int, Tensor], None]
-"""Called after every sampling step with its number and the current features of the images of the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,8 @@ class ImagePolicy:
     def __post_init__(self) -> None:
         if any(side < 1 or side % self.multiple for side in self.size):
             raise ValueError(
-                f"images.size must be multiples of images.multiple: got {self.size[0]}x{self.size[1]} and {self.multiple}."
+                "images.size must be multiples of images.multiple: "
+                f"got {self.size[0]}x{self.size[1]} and {self.multiple}."
             )
 
     def prepare(self, pixels: Any, is_output: bool) -> Float[Tensor, "3 height width"]:
@@ -104,6 +104,13 @@ class UnifiedModel(nn.Module):
         autoencoder: the generation space.
         card: what ``info`` shows: name, licence, training summary, scores.
     """
+
+    # Parts are nn.Modules that offer the protocols of models/; nn.Module's own attributes are not typed so finely.
+    autoencoder: Any
+    encoder: Any
+    connector: Any
+    backbone: Any
+    image_head: Any
 
     def __init__(
         self,
@@ -147,15 +154,6 @@ class UnifiedModel(nn.Module):
         sees, draws = self.connector is not None, self.image_head is not None
         return ("text", *["image_to_text"] * sees, *["text_to_image"] * draws, *["image_edit"] * (sees and draws))
 
-    def input_grid(self, height: int, width: int) -> tuple[int, int]:
-        """Positions (rows, columns) an image of this size takes in the sequence."""
-        if self.encoder is not None:
-            rows, columns = height // self.encoder.patch_size, width // self.encoder.patch_size
-        else:
-            _, rows, columns = self._space().latent_shape(height, width)
-        merge = getattr(self.connector, "merge", 1)
-        return rows // merge, columns // merge
-
     def collator(self, cache: FeatureCache | None = None, row_length: int | None = None) -> Collator:
         """Makes batches for this model; picklable, holds none of its weights."""
         head = self.image_head
@@ -178,7 +176,9 @@ class UnifiedModel(nn.Module):
 
     # -- the forward pass ------------------------------------------------------------------------------------------
 
-    def encode_inputs(self, images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images channels rows cols"]:
+    def encode_inputs(
+        self, images: Float[Tensor, "images 3 height width"]
+    ) -> Float[Tensor, "images channels rows cols"]:
         """Features of images that are looked at, before the connector."""
         if self.encoder is None:
             return self._space().encode(images)
@@ -186,7 +186,9 @@ class UnifiedModel(nn.Module):
         rows, columns = output.grid
         return output.tokens.transpose(1, 2).unflatten(2, (rows, columns))
 
-    def encode_outputs(self, images: Float[Tensor, "images 3 height width"]) -> Float[Tensor, "images channels rows cols"]:
+    def encode_outputs(
+        self, images: Float[Tensor, "images 3 height width"]
+    ) -> Float[Tensor, "images channels rows cols"]:
         """Features of images that are drawn, as the image head is to draw them."""
         return self._space().encode(images)
 
@@ -195,7 +197,9 @@ class UnifiedModel(nn.Module):
         if group.features is not None:
             return group.features
         if group.images is None:
-            raise ValueError("a batch for training holds an image that is yet to be drawn: give every ImageOut an image.")
+            raise ValueError(
+                "a batch for training holds an image that is yet to be drawn: give every ImageOut an image."
+            )
         return self.encode_outputs(group.images) if is_output else self.encode_inputs(group.images)
 
     def embed(self, batch: Batch) -> Float[Tensor, "rows seq dim"]:
@@ -206,7 +210,10 @@ class UnifiedModel(nn.Module):
         for group in batch.inputs:
             if self.connector is None:
                 raise ValueError("this model cannot look at images. `diptych info` lists what it can do.")
-            tokens = self.connector(self.group_features(group, is_output=False))
+            features = rearrange(
+                self.group_features(group, is_output=False), "images dim rows cols -> images (rows cols) dim"
+            )
+            tokens = self.connector(features)
             flat = flat.index_copy(0, group.slots.flatten(), tokens.flatten(0, 1).to(flat.dtype))
         for group in batch.outputs:
             if self.image_head is None:
@@ -297,10 +304,10 @@ class UnifiedModel(nn.Module):
         settings: DrawSettings,
         on_step: OnStep | None,
     ) -> Tensor:
-        head: Any = self.image_head
-        return head.draw(
-            condition, head.null_condition(len(condition)) if null is None else null, noise, settings, on_step
-        )
+        if null is None:
+            null = self.image_head.null_condition(len(condition))
+        drawn: Tensor = self.image_head.draw(condition, null, noise, settings, on_step)
+        return drawn
 
     def _settings(self, num_steps: int | None, guidance_scale: float | None) -> DrawSettings:
         settings = self.draw_settings
@@ -408,7 +415,7 @@ class GridTable:
         cell_in = height // (height // model.encoder.patch_size) if model.encoder is not None else 0
         cell_out = height // model.autoencoder.latent_shape(*model.images.size)[1] if model.autoencoder else 0
         cell_in = cell_in or cell_out
-        return cls(cell_in * getattr(model.connector, "merge", 1), (cell_in, cell_out))
+        return cls(cell_in, (cell_in, cell_out))
 
     def __call__(self, height: int, width: int) -> tuple[int, int]:
         return max(1, height // self.pixels_per_position), max(1, width // self.pixels_per_position)

@@ -119,9 +119,7 @@ def generate(
     return [text if (end := cut(text, settings.stop)) is None else text[:end] for text in texts]
 
 
-def stream(
-    model: "UnifiedModel", parts: tuple[Part, ...], settings: TextSettings, seed: int
-) -> Iterator[str]:
+def stream(model: "UnifiedModel", parts: tuple[Part, ...], settings: TextSettings, seed: int) -> Iterator[str]:
     """The answer to one prompt, in pieces as soon as they cannot change any more."""
     with torch.inference_mode():
         state = read(model, model.collator()([Example(parts)], open_turn=True).to(model.device))
