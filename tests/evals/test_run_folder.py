@@ -154,7 +154,7 @@ def test_scores_come_in_with_intervals(run: Path):
     overall = tables[1].overall
     shown = board.rows[2].scores["mine"]
     assert (shown.value, shown.low, shown.high, shown.count) == (0.75, overall.low, overall.high, 40)
-    assert [card.label for card in data.headlines] == ["Generation (GenEval twin)", "Training time"]
+    assert [card.label for card in data.headlines] == ["GenEval twin", "Training time"]
     assert headlines_of(tables, {"geneval-twin": 0.6})[0].goal == 0.6
 
 

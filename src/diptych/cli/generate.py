@@ -77,9 +77,11 @@ def run(arguments: Namespace) -> int:
         if arguments.sheet:
             images.append(image)
     if arguments.sheet:
-        path = unused_path(folder / "contact-sheet.png", {})
+        captions = [order.prompt for order in orders]
+        record = {**common, "prompts": captions, "seeds": [order.seed for order in orders]}
         columns = arguments.num_images if 1 < arguments.num_images <= 8 else None
-        print(save_contact_sheet(path, images, [order.prompt for order in orders], columns, common))
+        path = unused_path(folder / "contact-sheet.png", record)
+        print(save_contact_sheet(path, images, captions, columns, record))
     return 0
 
 

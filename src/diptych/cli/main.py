@@ -19,7 +19,11 @@ from diptych.train.nearest import nearest
 
 
 class VerbModule(Protocol):
-    """What the file of a verb offers. ``TAKES_FIELDS = True`` adds a ``fields`` list of all unknown arguments."""
+    """What the file of a verb offers.
+
+    ``TAKES_FIELDS = True`` hands over all unknown arguments as ``fields`` and leaves ``--help`` to the verb, which gets
+    its ``parser``.
+    """
 
     DESCRIPTION: str
     EXAMPLES: str
@@ -160,7 +164,7 @@ def _dispatch(words: list[str]) -> int:
     try:
         if takes_fields:
             arguments, fields = parser.parse_known_args(words[1:])
-            arguments.fields = fields
+            arguments.fields, arguments.parser = fields, parser
         else:
             # Intermixed: prompts may stand before and after options.
             arguments = parser.parse_intermixed_args(words[1:])

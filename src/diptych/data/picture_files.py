@@ -151,10 +151,12 @@ def unused_path(path: str | Path, metadata: Mapping[str, Any]) -> Path:
     number, candidate = 1, path
     while candidate.exists():
         try:
-            if read_png_metadata(candidate) == wanted:
-                break
+            found = read_png_metadata(candidate)
         except ValueError:
-            pass
+            found = {}
+        # Where the pictures lie on a sheet is no setting.
+        if {key: value for key, value in found.items() if key != SHEET_KEY} == wanted:
+            break
         number += 1
         candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return candidate

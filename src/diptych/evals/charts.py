@@ -176,6 +176,8 @@ def _axes(chart: Chart, lines: Sequence[list[Point]]) -> tuple[Axis, Axis]:
         room = (high - low or abs(high) or 1.0) * 0.06
         low, high = (low if low == 0 else low - room), high + room
     x_low, x_high = min(xs), max(xs)
+    if 0 < x_low < 0.1 * x_high:
+        x_low = 0
     if x_low == x_high:
         x_low, x_high = x_low - 0.5, x_high + 0.5
     x_axis = Axis(x_low, x_high, _LEFT, WIDTH - _RIGHT)

@@ -135,19 +135,28 @@ def _header(data: ReportData) -> Html:
         element("p", data.created, class_="when") if data.created else None,
         element("h1", data.title),
         element("p", data.summary, class_="summary") if data.summary else None,
-        element("pre", data.command, class_="command") if data.command else None,
+        _command(data.command) if data.command else None,
         details,
     )
 
 
+def _command(command: str) -> Html:
+    """The command line; it breaks between words, not after the dashes of a flag."""
+    words = [[element("span", word), " "] for word in command.split(" ")]
+    return element("pre", words, class_="command")
+
+
 def _cards(headlines: Sequence[Headline]) -> Html | None:
-    return element("div", [_card(headline) for headline in headlines], class_="grid cards") if headlines else None
+    has_systems = any(headline.system for headline in headlines)
+    cards = [_card(headline, has_systems) for headline in headlines]
+    return element("div", cards, class_="grid cards") if cards else None
 
 
-def _card(headline: Headline) -> Html:
+def _card(headline: Headline, has_system: bool) -> Html:
     estimate = headline.estimate
     lines: list[Html | None] = [
-        element("div", headline.system or "\u00a0", class_="system"),
+        # Kept empty beside cards that have one, so that the numbers stand in one line.
+        element("div", headline.system or "\u00a0", class_="system") if has_system else None,
         element("div", headline.label, class_="label"),
     ]
     if estimate is None:

@@ -20,7 +20,7 @@ REFERENCES = ("oracle", "chance", "copy-input")
 
 EXPLAINED = {
     "geneval-twin": (
-        "Generation (GenEval twin)",
+        "GenEval twin",
         "Share of pictures in which every object, count, colour and position is as the prompt says, by the rules of "
         "GenEval on a programmatic reading of the picture.",
     ),

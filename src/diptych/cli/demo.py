@@ -1,0 +1,226 @@
+"""``diptych demo``: a model draws, edits and answers; another is trained before your eyes; both are scored.
+
+Everything lands in one report, whose path is printed last.
+"""
+
+import sys
+import time
+from argparse import Namespace
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diptych.cli.evaluate import TASKS, Scored, score_model
+from diptych.cli.main import INTERRUPTED
+from diptych.cli.models import DEFAULT_MODEL, load_model, model_record, writable_folder
+from diptych.cli.parser import Parser, whole_number
+from diptych.cli.train import train_recipe
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from diptych.evals.report_data import Answer, Edit, ReportData
+    from diptych.unified import UnifiedModel
+
+DESCRIPTION = """\
+First the bundled model draws, edits a picture and answers questions (seconds). Then a small BLIP3-o is trained from
+scratch (minutes). Then both are scored. The path of the report is printed last."""
+EXAMPLES = """\
+  diptych demo
+  diptych demo --out runs/demo --num-per-category 100
+  diptych demo --recipe blip3o:tiny"""
+
+PROMPTS = (
+    "a red circle above a blue square",
+    "three green stars",
+    "a purple heart and a yellow diamond",
+    "a large orange ring",
+    "a pink cross left of a brown triangle",
+    "two blue hearts",
+    "a yellow star below a red square",
+    "a photo of a green ring and a purple circle",
+)
+"""What the bundled model draws first."""
+
+EDIT = "make the red circle green"
+"""What is then done to the first picture."""
+
+QUESTIONS = (
+    (0, "What is above the blue square?"),
+    (0, "What colour is the square?"),
+    (1, "How many stars are there?"),
+    (2, "Is there a heart?"),
+    (3, "What shape is the orange object?"),
+    (6, "Is the star above the square?"),
+)
+"""Index of the picture and what is asked about it."""
+
+GOALS = {"geneval-twin": 0.60, "question-answering": 0.80}
+"""What the model trained here is to reach."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the bundled model did at the beginning."""
+
+    images: tuple["Image", ...]
+    edit: "Edit"
+    answers: tuple["Answer", ...]
+    seconds: float
+
+
+def add_arguments(parser: Parser) -> None:
+    parser.add_argument("--out", default="runs/demo", metavar="DIR", help="folder for everything (default: runs/demo)")
+    parser.add_argument("--recipe", default="blip3o:demo", help="what is trained (default: blip3o:demo)")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help=f"what draws first (default: {DEFAULT_MODEL})")
+    parser.add_argument(
+        "--num-per-category", type=whole_number(1), default=60, metavar="N", help="scored items (default: 60)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes a GPU where there is one")
+    parser.add_argument("--dtype", default="auto", help="of the models when they draw (default: auto)")
+
+
+def run(arguments: Namespace) -> int:
+    from rich.console import Console
+
+    from diptych.cli.score_tables import print_scores
+    from diptych.evals.report import write_report
+    from diptych.evals.scores_file import write_scores
+    from diptych.loading import load
+    from diptych.train.presets import load_preset
+
+    console = Console(highlight=False)
+    recipe = load_preset(arguments.recipe)
+    folder = _free_folder(writable_folder(arguments.out))
+    run_dir = folder / "run"
+
+    _announce(console, 1, f"{arguments.model} draws, edits and answers")
+    bundled = load_model(arguments.model, arguments, "image_edit")
+    opening = open_demo(bundled, arguments.model, folder / "pictures")
+    for path in sorted((folder / "pictures").iterdir()):
+        console.print(f"  {path}", soft_wrap=True)
+    for answer in opening.answers:
+        console.print(f"  {answer.question}  [bold]{answer.answer}[/bold]")
+
+    _announce(console, 2, f"{recipe.name} is trained from scratch, {recipe.num_steps:,} steps")
+    # Both models are scored alike at the end, so the run need not score itself.
+    result = train_recipe(replace(recipe, evaluation=replace(recipe.evaluation, scorers=())), run_dir, arguments.device)
+    if not result.finished:
+        console.print(f"Stopped. `diptych resume {run_dir}` goes on with the training.", soft_wrap=True)
+        print(write_report(run_dir))
+        return INTERRUPTED
+
+    _announce(console, 3, "both are scored on combinations that the training never showed")
+    trained = load(result.model_folder, device=arguments.device, dtype=arguments.dtype)
+    scored = [
+        score(trained, "trained here", arguments.num_per_category),
+        score(bundled, arguments.model, arguments.num_per_category),
+    ]
+    tables = _merged(scored)
+    print_scores(tables, console)
+    about = {**model_record(bundled, arguments.model), "trained": recipe.name, "run": str(run_dir)}
+    write_scores(tables, folder / "scores.json", about)
+    data = demo_report(arguments, opening, run_dir, scored, about)
+    print(write_report(data, folder / "report.html"))
+    return 0
+
+
+def open_demo(model: "UnifiedModel", name: str, folder: Path) -> Opening:
+    """Draws the prompts, edits the first picture and asks the questions; pictures go to ``folder``."""
+    from diptych.data.picture_files import file_slug, save_contact_sheet, save_png
+    from diptych.evals.report_data import Answer, Edit
+
+    started = time.perf_counter()
+    record = model_record(model, name)
+    images = tuple(model.generate_image(list(PROMPTS), seed=0))
+    for number, (prompt, image) in enumerate(zip(PROMPTS, images, strict=True)):
+        save_png(image, folder / f"{file_slug(prompt)}.png", {**record, "prompt": prompt, "seed": number})
+    save_contact_sheet(folder / "all.png", images, PROMPTS, columns=4, metadata=record)
+    edited = model.generate_image([images[0], EDIT], seed=0)[0]
+    save_png(edited, folder / f"{file_slug(EDIT)}.png", {**record, "prompt": EDIT, "seed": 0})
+    texts = model.generate_text([[images[index], question] for index, question in QUESTIONS], max_new_tokens=16)
+    answers = tuple(
+        Answer(image=images[index], question=question, answer=text)
+        for (index, question), text in zip(QUESTIONS, texts, strict=True)
+    )
+    edit = Edit(source=images[0], instruction=EDIT, result=edited)
+    return Opening(images, edit, answers, time.perf_counter() - started)
+
+
+def score(model: "UnifiedModel", name: str, num_per_category: int) -> Scored:
+    """Generation, questions and edits, as far as the model can do them."""
+    tasks = [task for task in TASKS if task != "multi-reference"]
+    if "image_edit" not in model.capabilities:
+        tasks.remove("editing")
+    return score_model(model, tasks, num_per_category=num_per_category, contender=name)
+
+
+def demo_report(
+    arguments: Namespace, opening: Opening, run_dir: Path, scored: list[Scored], about: dict[str, Any]
+) -> "ReportData":
+    """The training's own report, with what both models drew, answered and scored."""
+    import shlex
+
+    from diptych.evals.report_data import Drawing, FileLink, Gallery
+    from diptych.evals.run_folder import format_duration, report_data_from_run
+    from diptych.evals.scenes_report import drawing_gallery, shown_answers, shown_edits
+    from diptych.evals.scores_file import REFERENCES, headlines_of, score_boards
+
+    now = datetime.now()
+    training = report_data_from_run(run_dir)
+    trained, bundled = scored
+    first = Gallery(
+        title=arguments.model,
+        drawings=tuple(
+            Drawing(image=image, prompt=prompt) for image, prompt in zip(opening.images, PROMPTS, strict=True)
+        ),
+        note=f"The bundled model, first pictures of seed 0; drawn, edited and asked in {opening.seconds:.0f} s.",
+    )
+    own = [table for table in trained.tables if table.contender not in REFERENCES]
+    others = [table for table in bundled.tables if table.contender not in REFERENCES]
+    scoring = sum(each.seconds for each in scored)
+    return replace(
+        training,
+        title="diptych demo",
+        summary=(
+            f"{training.title} trained from scratch on the built-in world, beside {arguments.model}. The pictures are "
+            "synthetic; scores are on combinations that the training never showed."
+        ),
+        created=f"{now:%A} {now.day} {now:%B %Y, %H:%M}",
+        command=shlex.join(arguments.words),
+        environment={**training.environment, "model": f"{about['model']} {about['model_fingerprint']}",
+                     "scoring": format_duration(scoring)},
+        headlines=(*headlines_of(own, GOALS), *headlines_of(others), *training.headlines),
+        galleries=(first, *drawing_gallery(trained.samples, "trained here")),
+        edits=(opening.edit, *shown_edits(trained.samples, 3), *shown_edits(bundled.samples, 4)),
+        answers=(*opening.answers, *shown_answers(trained.samples, 9)),
+        score_boards=score_boards(_merged(scored)),
+        files=tuple(
+            [FileLink(path="scores.json", detail="every score"), FileLink(path="pictures", detail="the first pictures")]
+            + [FileLink(path=f"{run_dir.name}/{file.path}", detail=file.detail) for file in training.files]
+        ),
+    )  # fmt: skip
+
+
+def _merged(scored: list[Scored]) -> list[Any]:
+    """All tables, with the reference rows once."""
+    found: dict[tuple[str, str], Any] = {}
+    for each in scored:
+        for table in each.tables:
+            found.setdefault((table.benchmark, table.contender), table)
+    return list(found.values())
+
+
+def _free_folder(folder: Path) -> Path:
+    """The folder itself, or one beside it if an earlier demo is in it."""
+    number, free = 1, folder
+    while any(free.iterdir()) if free.is_dir() else False:
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return writable_folder(free)
+
+
+def _announce(console: Any, number: int, text: str) -> None:
+    console.print(f"\n[bold]{number}/3  {text}[/bold]", soft_wrap=True)
+    sys.stdout.flush()
