@@ -59,12 +59,14 @@ def test_both_spellings(tmp_path, name):
     reader = ConversationSource(path=write(tmp_path, [HUMAN_GPT, ROLE_CONTENT, DRAWING], name)).build()
     assert len(reader) == 3
     first, second, third = (reader.example(index, 0) for index in range(3))
-    assert isinstance(first.parts[0], ImageIn) and first.parts[0].image[0, 0, 0] == 1
+    assert isinstance(first.parts[0], ImageIn) and first.parts[0].image.pixels[0, 0, 0] == 1
     assert first.parts[1:] == (Text("What?"), Text("One.", "assistant", True))
     assert second.parts[0] == Text("Be brief.", "system")
-    assert [part.image[0, 0, 0] for part in second.parts[1:3]] == [2, 0]
+    assert [part.image.pixels[0, 0, 0] for part in second.parts[1:3]] == [2, 0]
     assert second.parts[3:] == (Text("Which is brighter?"), Text("The first.", "assistant", True))
-    assert isinstance(third.parts[3], ImageOut) and third.parts[3].is_target and third.parts[3].image[0, 0, 0] == 2
+    assert (
+        isinstance(third.parts[3], ImageOut) and third.parts[3].is_target and third.parts[3].image.pixels[0, 0, 0] == 2
+    )
 
 
 def test_pictures_may_lie_elsewhere(tmp_path):

@@ -41,7 +41,7 @@ def test_sidecar_texts(tmp_path):
     examples = list(read_once(reader))
     assert [example.key for example in examples] == ["a.png", "b.png", "deep/er/c.bmp"]
     assert [example.parts[0] for example in examples] == [Text(f"picture {example.key}") for example in examples]
-    assert [example.parts[1].image[0, 0, 0] for example in examples] == [1, 0, 2]
+    assert [example.parts[1].image.pixels[0, 0, 0] for example in examples] == [1, 0, 2]
     assert all(isinstance(example.parts[1], ImageOut) for example in examples)
     assert pickle.loads(pickle.dumps(reader)).example(2, 0).key == "deep/er/c.bmp"
     captioning = FolderSource(path=reader.config.path, task="image_to_text", prompt="Say it.").build().example(0, 0)
@@ -90,7 +90,7 @@ def test_metadata_table(tmp_path):
         ("not UTF-8", "metadata.jsonl:8"),
     ]
     edit = FolderSource(path=str(tmp_path), task="image_edit").build().example(0, 0)
-    assert [part.image[0, 0, 0] for part in (edit.parts[0], edit.parts[2])] == [0, 1]
+    assert [part.image.pixels[0, 0, 0] for part in (edit.parts[0], edit.parts[2])] == [0, 1]
     assert edit.parts[1] == Text("zero") and edit.parts[2].is_target
 
 

@@ -74,7 +74,9 @@ def test_pixels_and_tasks(tmp_path):
     table = {"image": [picture(3)], "target_image": [{"bytes": picture(4), "path": "x.png"}], "caption": ["why"]}
     parquet.write_table(pyarrow.table(table | {"q": ["what?"]}), path)
     edit = HuggingFaceSource(path=str(path), task="image_edit").build().example(0, 0)
-    assert [part.image[0, 0, 0] for part in (edit.parts[0], edit.parts[2])] == [3, 4] and edit.parts[1] == Text("why")
+    assert [part.image.pixels[0, 0, 0] for part in (edit.parts[0], edit.parts[2])] == [3, 4] and edit.parts[1] == Text(
+        "why"
+    )
     columns = Columns(text=("caption",), question=("q",), metadata=("caption",))
     example = HuggingFaceSource(path=str(path), task="image_to_text", columns=columns).build().example(0, 0)
     assert isinstance(example.parts[0], ImageIn)
@@ -91,7 +93,7 @@ def test_conversations_with_a_list_of_images(tmp_path):
     images = [{"bytes": picture(number), "path": None} for number in (1,)]
     parquet.write_table(pyarrow.table({"messages": [turns], "images": [images]}), path)
     example = HuggingFaceSource(path=str(path), task="interleaved").build().example(0, 0)
-    assert example.parts[0].image[0, 0, 0] == 1
+    assert example.parts[0].image.pixels[0, 0, 0] == 1
     assert example.parts[1:] == (Text("Which?"), Text("The second.", "assistant", True))
 
 
@@ -126,7 +128,7 @@ def test_images_by_path(tmp_path):
     paths = [str(tmp_path / "x.png"), "/nowhere.png"]
     parquet.write_table(pyarrow.table({"image": paths, "text": ["a", "b"]}), tmp_path / "paths.parquet")
     reader = HuggingFaceSource(path=str(tmp_path / "paths.parquet")).build()
-    assert reader.example(0, 0).parts[1].image[0, 0, 0] == 9
+    assert reader.example(0, 0).parts[1].image.pixels[0, 0, 0] == 9
     with pytest.raises(BadRecord, match="missing file"):
         reader.example(1, 0)
 

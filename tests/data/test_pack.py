@@ -84,7 +84,7 @@ def test_a_folder_comes_back_with_equal_pixels_and_texts(tmp_path):
     assert len(before) == len(after) == 7
     for old, new in zip(before, after, strict=True):
         assert old.parts[0] == new.parts[0]
-        assert np.array_equal(old.parts[1].image, new.parts[1].image)
+        assert np.array_equal(old.parts[1].image.pixels, new.parts[1].image.pixels)
     manifest = json.loads((tmp_path / "out" / "pack.json").read_text())
     assert manifest["num_records"] == 7 and manifest["shards"] == report.shards
 
@@ -180,7 +180,7 @@ def test_emoji_set(tmp_path):
     examples = read(tmp_path / "train", tmp_path)
     assert [example.parts[0].text for example in examples[:2]] == ["face 0, flat emoji", "face 1, flat emoji"]
     assert examples[-1].parts[0].text == "face 2, 3D emoji"
-    assert np.array_equal(examples[1].parts[1].image, decode_image(noto.image(1)))
+    assert np.array_equal(examples[1].parts[1].image.pixels, decode_image(noto.image(1)))
     assert examples[-1].metadata["style"] == "fluent3d" and examples[-1].metadata["key"] == "1f602"
     pack("emoji", folder, tmp_path / "test", "test", styles=("noto",), caption="keywords")
     assert [example.parts[0].text for example in read(tmp_path / "test", tmp_path)] == ["face, kind 4"]
@@ -193,8 +193,8 @@ def test_emoji_edits(tmp_path):
     assert pack("emoji_edit", folder, tmp_path / "out").num_records == 2
     example = read(tmp_path / "out", tmp_path, task="image_edit")[0]
     assert example.parts[1] == Text("turn 0 into 1") and isinstance(example.parts[2], ImageOut)
-    assert np.array_equal(example.parts[0].image, decode_image(BlobNpz(folder / "noto_128.npz").image(0)))
-    assert np.array_equal(example.parts[2].image, decode_image(BlobNpz(folder / "fluent3d_128.npz").image(1)))
+    assert np.array_equal(example.parts[0].image.pixels, decode_image(BlobNpz(folder / "noto_128.npz").image(0)))
+    assert np.array_equal(example.parts[2].image.pixels, decode_image(BlobNpz(folder / "fluent3d_128.npz").image(1)))
     assert example.metadata["kind"] == "gender"
     rows = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     rows[2]["split"] = "test"
@@ -220,7 +220,7 @@ def test_nlvr(tmp_path):
     assert pack("nlvr", folder, tmp_path / "out", "test").num_records == 6
     columns = Columns(**(vars(WEBDATASET_COLUMNS) | {"question": ("json.question",)}))
     examples = read(tmp_path / "out", tmp_path, task="image_to_text", columns=columns)
-    assert [example.parts[0].image[0, 0, 0] for example in examples] == [6, 7, 8, 9, 10, 11]
+    assert [example.parts[0].image.pixels[0, 0, 0] for example in examples] == [6, 7, 8, 9, 10, 11]
     assert {example.parts[1:] for example in examples} == {(Text("There is no box."), Text("false", "assistant", True))}
     assert examples[2].metadata == {
         "question": "There is no box.", "answer": "false", "label": False, "id": "8-0", "order": 2}  # fmt: skip
@@ -246,7 +246,7 @@ def test_the_real_sets(tmp_path):
     examples = [reader.example(index, 0) for index in range(0, 774, 20)]
     assert {example.metadata["style"] for example in examples} == {"noto", "fluent3d"}
     assert {example.metadata["split"] for example in examples} == {"test"}
-    assert {example.parts[1].image.shape for example in examples} == {(128, 128, 3)}
+    assert {example.parts[1].image.pixels.shape for example in examples} == {(128, 128, 3)}
     assert pack("emoji_edit", images / "emoji", tmp_path / "edit", "val", edit_kinds=("gender",)).num_records == 96
     assert pack("nlvr", images / "nlvr", tmp_path / "nlvr", "test", num_orders=1).num_records == 989
     config = WebDatasetSource(urls=(str(tmp_path / "nlvr"),), task="image_to_text", cache_dir=str(tmp_path / "cache"))

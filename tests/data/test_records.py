@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diptych.data.example import ImageIn, ImageOut, Text
-from diptych.data.images import decode_image, encode_lossless, image_extension
+from diptych.data.example import ImageHandle, ImageIn, ImageOut, Text, load_pixels
+from diptych.data.images import decode_image, decode_keyed, encode_lossless, image_extension
 from diptych.data.records import (
     Columns,
     ExampleRule,
@@ -24,6 +24,8 @@ from diptych.data.records import (
     split_placeholders,
 )
 from diptych.data.sources.protocol import BadRecord
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.Image.DecompressionBombWarning")
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
@@ -58,6 +60,14 @@ def test_lossless_images_keep_their_pixels(kind, options):
     assert np.array_equal(pixels, PIXELS)
     assert pixels.dtype == np.uint8 and pixels.flags.writeable
     assert np.array_equal(decode_image(encode_lossless(PIXELS)), PIXELS)
+
+
+def test_images_of_records_have_a_key_by_content():
+    """Features of a frozen encoder are kept under it."""
+    same, again, other = decode_keyed(PNG, "a"), decode_keyed(PNG, "b"), decode_keyed(encode(PIXELS + 1), "c")
+    assert isinstance(same, ImageHandle) and same == again != other
+    assert same.key == again.key != other.key and load_pixels(same) is same.pixels
+    assert np.array_equal(same.pixels, PIXELS)
 
 
 def test_every_mode_becomes_rgb():
@@ -191,7 +201,7 @@ def test_parts_of_each_task(task, record, expected):
             assert part == wanted
         else:
             assert isinstance(part, wanted) and part.is_target == (wanted is ImageOut)
-            assert np.array_equal(part.image, PIXELS)
+            assert np.array_equal(part.image.pixels, PIXELS)
 
 
 def test_question_column_replaces_the_prompt():

@@ -76,9 +76,9 @@ def test_keyed_permutation_is_a_bijection(size):
         assert sorted(permutation(position) for position in range(size)) == list(range(size))
 
 
-@pytest.mark.parametrize("size", [3, 5, 12])
+@pytest.mark.parametrize("size", [3, 7])
 def test_keyed_permutation_sends_every_element_everywhere_equally_often(size):
-    num_keys = 1000
+    num_keys = 600
     counts = torch.zeros(size, size)
     for key in range(num_keys):
         permutation = KeyedPermutation(size, derive_key("uniform", key))
@@ -99,12 +99,12 @@ def test_keyed_permutation_is_the_same_for_ever():
 
 
 def test_neighbours_do_not_stay_neighbours():
-    permutation = KeyedPermutation(10_000, derive_key("distance"))
-    order = torch.tensor([permutation(position) for position in range(10_000)], dtype=torch.float64)
+    permutation = KeyedPermutation(2500, derive_key("distance"))
+    order = torch.tensor([permutation(position) for position in range(2500)], dtype=torch.float64)
     steps = (order[1:] - order[:-1]).abs()
     # |x - y| of two independent uniform numbers has mean 1/3 and standard deviation 1/sqrt(18)
-    assert abs(steps.mean().item() / 10_000 - 1 / 3) < 5 / (18 * 10_000) ** 0.5
-    assert abs(torch.corrcoef(torch.stack([order[1:], order[:-1]]))[0, 1].item()) < 5 / 100
+    assert abs(steps.mean().item() / 2500 - 1 / 3) < 5 / (18 * 2500) ** 0.5
+    assert abs(torch.corrcoef(torch.stack([order[1:], order[:-1]]))[0, 1].item()) < 5 / 50
 
 
 @pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (2, 0), (3, 0), (6, 0)])
@@ -160,8 +160,8 @@ def test_resume_anywhere_equals_the_uninterrupted_run(bad):
     rng = random.Random(0)
     arguments = {"max_bad_fraction": 0.5}
     sources = two_sources(a=bad)
-    whole = take(make_stream(sources, **arguments), 30)
-    for stop in [0, 1, *rng.sample(range(2, 29), 6)]:
+    whole = take(make_stream(sources, **arguments), 20)
+    for stop in [0, 1, *rng.sample(range(2, 19), 4)]:
         stream = make_stream(sources, **arguments)
         assert take(stream, stop) == whole[:stop]
         state = json.loads(json.dumps(stream.state_dict()))
@@ -170,7 +170,7 @@ def test_resume_anywhere_equals_the_uninterrupted_run(bad):
             for rank in range(world_size):
                 resumed = make_stream(sources, rank=rank, world_size=world_size, **arguments)
                 resumed.load_state_dict(state)
-                parts.append(take(resumed, 30 - stop))
+                parts.append(take(resumed, 20 - stop))
             assert [[name for part in step for name in part] for step in zip(*parts, strict=True)] == whole[stop:]
 
 

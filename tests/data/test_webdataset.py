@@ -79,7 +79,7 @@ def test_folders_globs_and_braces_name_the_same_shards(tmp_path, pattern):
     assert isinstance(reader, LocalShards) and not isinstance(reader, ShardedSource)
     assert captions(reader) == EXPECTED
     example = reader.example(7, 0)
-    assert isinstance(example.parts[1], ImageOut) and example.parts[1].image[0, 0].tolist() == [7, 0, 7]
+    assert isinstance(example.parts[1], ImageOut) and example.parts[1].image.pixels[0, 0].tolist() == [7, 0, 7]
     assert example.key.endswith(".tar/0007")
 
 
@@ -145,12 +145,12 @@ def test_columns_of_all_tasks(tmp_path):
     columns = source(tmp_path, path).config.columns
     with_question = type(columns)(**(vars(columns) | {"question": ("json.question",), "image": ("9.png",)}))
     second = source(tmp_path, path, task="image_to_text", columns=with_question).example(0, 0)
-    assert isinstance(second.parts[0], ImageIn) and second.parts[0].image[0, 0].tolist() == [9, 0, 7]
+    assert isinstance(second.parts[0], ImageIn) and second.parts[0].image.pixels[0, 0].tolist() == [9, 0, 7]
     assert second.parts[1] == Text("How many?")
     third = source(tmp_path, path, task="image_edit").example(0, 0)
-    assert third.parts[2].image[0, 0].tolist() == [3, 0, 7] and third.parts[1] == Text("three")
+    assert third.parts[2].image.pixels[0, 0].tolist() == [3, 0, 7] and third.parts[1] == Text("three")
     fourth = source(tmp_path, path, task="interleaved").example(0, 0)
-    assert [part.image[0, 0, 0] for part in fourth.parts if isinstance(part, ImageIn)] == [9, 10]
+    assert [part.image.pixels[0, 0, 0] for part in fourth.parts if isinstance(part, ImageIn)] == [9, 10]
 
 
 def test_broken_records_are_named(tmp_path):

@@ -1,8 +1,9 @@
 """Encoded images to uint8 RGB, with a plain reason when that is not possible. Pillow and numpy only."""
 
+import hashlib
 import io
 import struct
-import warnings
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -20,6 +21,23 @@ _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"GIF8", b"BM", b"II*\
 _ORIENTATION_TAG = 0x0112
 
 
+@dataclass(frozen=True)
+class DecodedImage:
+    """Pixels with a key made of the encoded bytes, by which features of the image can be kept; an ``ImageHandle``."""
+
+    key: str
+    pixels: Pixels = field(compare=False, repr=False)
+
+    def load(self) -> Pixels:
+        return self.pixels
+
+
+def decode_keyed(data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage:
+    """``decode_image`` with a key: the same bytes have the same key in every data set."""
+    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
+    return DecodedImage(f"bytes/{digest}", decode_image(data, name, max_pixels))
+
+
 def decode_image(data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels:
     """The first frame of an encoded image, upright (EXIF orientation applied), transparency composited on white.
 
@@ -35,19 +53,15 @@ def decode_image(data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX
     if not data:
         raise BadRecord("empty image", name, "0 bytes")
     try:
-        with warnings.catch_warnings():
-            # Pillow warns about large images by a limit of its own and about odd metadata; both are judged here.
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise BadRecord(
-                        "decompression bomb", name, f"{width}x{height} pixels, at most {max_pixels} allowed"
-                    )
-                image.load()
-                pixels = _grey_16_to_pixels(image) if image.mode.startswith("I;16") else None
-                pixels = pil_to_pixels(_upright(image)) if pixels is None else pixels
-    except Image.DecompressionBombError as error:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise BadRecord("decompression bomb", name, f"{width}x{height} pixels, at most {max_pixels} allowed")
+            image.load()
+            upright = _upright(image)
+            pixels = _grey_16_to_pixels(upright) if upright.mode.startswith("I;16") else pil_to_pixels(upright)
+    # Pillow has limits of its own: above the first it warns, which is an error where warnings are made errors.
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadRecord("decompression bomb", name, str(error)) from error
     except UnidentifiedImageError as error:
         reason = "not an image"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from diptych.data.example import Example, ImageIn, ImageOut, Part, Role, Text
-from diptych.data.images import DEFAULT_MAX_PIXELS, decode_image
+from diptych.data.images import DEFAULT_MAX_PIXELS, DecodedImage, decode_keyed
 from diptych.data.sources.protocol import BadRecord
 
 Task: TypeAlias = Literal["text_to_image", "image_to_text", "image_edit", "interleaved", "text"]
@@ -146,8 +146,8 @@ def build_example(fields: Fields, rule: ExampleRule, epoch: int = 0) -> Example:
     """
     values, name = fields.values, fields.name
 
-    def image(value: Any, place: str) -> Any:
-        return decode_image(check_image_bytes(value, place, name), f"{name} {place}", rule.max_pixels)
+    def image(value: Any, place: str) -> DecodedImage:
+        return decode_keyed(check_image_bytes(value, place, name), f"{name} {place}", rule.max_pixels)
 
     parts: list[Part]
     if rule.task == "interleaved":
