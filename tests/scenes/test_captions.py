@@ -71,3 +71,13 @@ def test_empty_scene():
 def test_unknown_style_names_the_known_ones():
     with pytest.raises(ValueError, match="style must be one of short, long, paraphrase, mixed, got 'terse'"):
         caption(Scene(()), np.random.default_rng(0), "terse")
+
+
+@pytest.mark.slow
+def test_every_statement_of_every_caption_is_true_full_count():
+    rng = np.random.default_rng(8)
+    for _ in range(10_000):
+        scene = split_scene(rng)
+        for style in ("short", "paraphrase", "long"):
+            text = caption(scene, rng, style)
+            assert caption_is_true(text, scene), (text, scene)

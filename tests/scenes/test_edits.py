@@ -10,7 +10,7 @@ from scene_reading import COLOR, PLACE, PLACE_WORDS, RELATION, SHAPE, SIZE, matc
 from diptych.scenes.edits import EDIT_KINDS, edit
 from diptych.scenes.sample import fits
 from diptych.scenes.scene import Scene, SceneObject
-from diptych.scenes.split import NOVEL_TYPES, TRAINING_TYPES, allowed_in_training
+from diptych.scenes.split import NOVEL_TYPES, TRAINING_TYPES, allowed_in_training, split_scene
 
 DESTINATION = {
     f"to the {words.removeprefix('in the ').removeprefix('at the ')}": at for words, at in PLACE_WORDS.items()
@@ -139,3 +139,12 @@ def test_impossible_kinds_say_what_to_do():
         edit(scene, np.random.default_rng(0), "swap")
     with pytest.raises(ValueError, match=r"kind must be one of add, remove, .*got 'melt'"):
         edit(scene, np.random.default_rng(0), "melt")
+
+
+@pytest.mark.slow
+def test_targets_are_what_the_words_say_full_count():
+    rng = np.random.default_rng(8)
+    for _ in range(10_000):
+        made = edit(split_scene(rng), rng)
+        assert follows(made), made
+        assert follows(made.inverse), made.inverse

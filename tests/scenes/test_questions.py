@@ -7,7 +7,7 @@ from scene_reading import answer_by_brute_force
 
 from diptych.scenes.questions import QUESTION_KINDS, question
 from diptych.scenes.scene import Scene, SceneObject
-from diptych.scenes.split import NOVEL_TYPES, TRAINING_TYPES
+from diptych.scenes.split import NOVEL_TYPES, TRAINING_TYPES, split_scene
 
 
 def ask_all(scenes, rounds, types=TRAINING_TYPES):
@@ -79,3 +79,13 @@ def test_a_name_with_a_size_does_not_give_a_comparison_away():
 def test_unknown_kind_names_the_known_ones():
     with pytest.raises(ValueError, match=r"kind must be one of existence, color, .*got 'mood'"):
         question(Scene(()), np.random.default_rng(0), "mood")
+
+
+@pytest.mark.slow
+def test_answers_equal_those_found_by_brute_force_full_count():
+    rng = np.random.default_rng(8)
+    for _ in range(10_000):
+        scene = split_scene(rng)
+        for _ in range(3):
+            q = question(scene, rng)
+            assert answer_by_brute_force(q.text, scene) == q.answer, (q, scene)

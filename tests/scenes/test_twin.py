@@ -200,3 +200,11 @@ def test_wrong_arguments():
     metadata = {"tag": "single_object", "prompt": "a photo of a bench", "include": [{"class": "bench", "count": 1}]}
     with pytest.raises(ValueError, match="'bench' is neither a shape nor a type"):
         types_asked(metadata, np.random.default_rng(0))
+
+
+@pytest.mark.slow
+def test_oracle_is_right_everywhere_through_pixels_full_count():
+    for size in (64, 128):
+        prompts = twin_prompts("test", 300)
+        images = [draw(scene, size) for scene in oracle_scenes(prompts)]
+        assert score_twin(prompts, images, "oracle").overall.value == 1

@@ -11,7 +11,16 @@ from typing import TypeAlias
 
 import numpy as np
 
-from diptych.scenes.phrases import PLACE_PHRASES, in_place, pick, place_of, refer, shuffled, with_article
+from diptych.scenes.phrases import (
+    PLACE_PHRASES,
+    in_place,
+    pick,
+    place_of,
+    refer,
+    shuffled,
+    weighted_order,
+    with_article,
+)
 from diptych.scenes.relations import relations_of
 from diptych.scenes.sample import MAX_OBJECTS, fits, place_objects
 from diptych.scenes.scene import COLORS, SHAPES, SIZES, ObjectType, Scene, SceneObject
@@ -19,7 +28,7 @@ from diptych.scenes.split import TYPES
 
 EDIT_KINDS = ("add", "remove", "recolor", "reshape", "resize", "move", "swap")
 
-_EAGERNESS = np.array([1.0, 1.5, 1.0, 1.0, 1.0, 1.0, 3.0])
+_EAGERNESS = (1.0, 1.5, 1.0, 1.0, 1.0, 1.0, 3.0)
 """Weights of the kinds when none is asked for; what few scenes allow is tried more, so that all kinds are learnt."""
 
 LEAST_MOVE = 0.15
@@ -94,7 +103,7 @@ def edit(
     """
     if kind is not None and kind not in EDIT_KINDS:
         raise ValueError(f"edit: kind must be one of {', '.join(EDIT_KINDS)}, got {kind!r}.")
-    for candidate in [kind] if kind is not None else _kinds_in_random_order(rng):
+    for candidate in [kind] if kind is not None else weighted_order(rng, EDIT_KINDS, _EAGERNESS):
         for _ in range(_TRIES):
             made = _BUILDERS[candidate](scene, rng, types)
             if made is not None and fits(made.target) and (allow is None or allow(made.target)):
@@ -103,12 +112,6 @@ def edit(
         f"edit: no edit of kind {kind!r} found for a scene of {len(scene.objects)} object(s). "
         "Leave the kind open, or use another scene."
     )
-
-
-def _kinds_in_random_order(rng: np.random.Generator) -> list[str]:
-    """All kinds, each next one drawn by weight (the order of exponential arrival times)."""
-    arrivals = -np.log1p(-rng.random(len(EDIT_KINDS))) / _EAGERNESS
-    return [EDIT_KINDS[i] for i in arrivals.argsort().tolist()]
 
 
 def _say(rng: np.random.Generator, kind: str, *words: str) -> str:

@@ -46,6 +46,12 @@ def shuffled(rng: np.random.Generator, options: Sequence[T]) -> list[T]:
     return [options[i] for i in order]
 
 
+def weighted_order(rng: np.random.Generator, options: Sequence[T], weights: Sequence[float]) -> list[T]:
+    """The options in random order, each next one drawn by weight (the order of exponential arrival times)."""
+    arrivals = -np.log1p(-rng.random(len(options))) / np.asarray(weights)
+    return [options[i] for i in arrivals.argsort().tolist()]
+
+
 def with_article(noun: str) -> str:
     """``a red circle``, ``an orange star``."""
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diptych.scenes.phrases import describe, pick, plural, referents, shuffled, type_name, with_article
+from diptych.scenes.phrases import describe, pick, plural, referents, shuffled, type_name, weighted_order, with_article
 from diptych.scenes.relations import relations_of
 from diptych.scenes.rules import OPPOSITE, RELATIONS
 from diptych.scenes.scene import COLORS, SHAPES, SIZES, ObjectType, Scene, SceneObject
@@ -20,6 +20,9 @@ QUESTION_KINDS = ("existence", "color", "shape", "size", "count", "relation", "c
 YES_NO = ("yes", "no")
 DIRECTIONS = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
 COUNTS = tuple(str(number) for number in range(7))
+
+_EAGERNESS = (1.0, 1.0, 1.0, 1.0, 1.0, 2.5, 1.0)
+"""Weights of the kinds when none is asked for; what few scenes allow is tried more, so that all kinds are learnt."""
 
 COUNT_WEIGHTS = (1.0, 1.0, 2.5, 4.0, 5.0, 6.0, 6.0)
 """How much an answer 0, 1, ... 6 is preferred where a scene allows several; flattens the answers over many scenes."""
@@ -41,7 +44,7 @@ def question(
     """A question about a scene, deterministic in the state of ``rng``.
 
     Args:
-        kind: one of ``QUESTION_KINDS``; without it one that the scene allows, drawn uniformly.
+        kind: one of ``QUESTION_KINDS``; without it one that the scene allows, in random order.
         types: absent types that may be asked for; training passes those of its split.
 
     Raises:
@@ -49,7 +52,7 @@ def question(
     """
     if kind is not None and kind not in QUESTION_KINDS:
         raise ValueError(f"question: kind must be one of {', '.join(QUESTION_KINDS)}, got {kind!r}.")
-    for candidate in [kind] if kind is not None else shuffled(rng, QUESTION_KINDS):
+    for candidate in [kind] if kind is not None else weighted_order(rng, QUESTION_KINDS, _EAGERNESS):
         built = _BUILDERS[candidate](scene, rng, types)
         if built is not None:
             return Question(built[0], built[1], candidate, built[2])
@@ -149,13 +152,24 @@ def _named_pair(
 
 
 def _relation(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> Built:
-    if rng.random() < 0.5:
-        pair = _named_pair(scene, rng, lambda a, b: len(relations_of(a, b)) == 1)
-        if pair is None:
-            return None
-        item, other, name, other_name = pair
-        answer = DIRECTIONS[relations_of(item, other)[0]]
-        return f"Where is the {name} relative to the {other_name}?", answer, tuple(DIRECTIONS.values())
+    for form in shuffled(rng, (_where, _is_it_there)):
+        built = form(scene, rng)
+        if built is not None:
+            return built
+    return None
+
+
+def _where(scene: Scene, rng: np.random.Generator) -> Built:
+    """Only of pairs with a single relation, so that there is one answer."""
+    pair = _named_pair(scene, rng, lambda a, b: len(relations_of(a, b)) == 1)
+    if pair is None:
+        return None
+    item, other, name, other_name = pair
+    answer = DIRECTIONS[relations_of(item, other)[0]]
+    return f"Where is the {name} relative to the {other_name}?", answer, tuple(DIRECTIONS.values())
+
+
+def _is_it_there(scene: Scene, rng: np.random.Generator) -> Built:
     pair = _named_pair(scene, rng, lambda a, b: len(relations_of(a, b)) > 0)
     if pair is None:
         return None
