@@ -94,22 +94,16 @@ class SequenceLayout:
 def assign_rows(lengths: Sequence[int], row_length: int | None) -> list[list[int]]:
     """Which sequences share a row. ``row_length=None`` gives each its own row.
 
-    Otherwise sequences are placed longest first into the first row with room (first-fit decreasing), which wastes at
-    most about a fifth; the rows, and the sequences in a row, are then put back into the order of the input.
-
-    Raises:
-        ValueError: a sequence is longer than a row.
+    Otherwise rows have ``row_length`` positions, or as many as the longest sequence if that is more, and sequences are
+    placed longest first into the first row with room (first-fit decreasing). Rows, and the sequences in a row, are then
+    put back into the order of the input.
     """
     if row_length is None:
         return [[i] for i in range(len(lengths))]
+    capacity = max(row_length, *lengths)
     rows: list[list[int]] = []
     room: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if lengths[index] > row_length:
-            raise ValueError(
-                f"sequence {index} has {lengths[index]} positions, more than a row of {row_length}. "
-                "Raise the row length or shorten the example."
-            )
         for row, left in enumerate(room):
             if left >= lengths[index]:
                 rows[row].append(index)
@@ -117,7 +111,7 @@ def assign_rows(lengths: Sequence[int], row_length: int | None) -> list[list[int
                 break
         else:
             rows.append([index])
-            room.append(row_length - lengths[index])
+            room.append(capacity - lengths[index])
     return sorted(sorted(row) for row in rows)
 
 

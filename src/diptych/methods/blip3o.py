@@ -231,6 +231,8 @@ class Blip3oConfig:
     """Largest noise on features when the decoder learns (tau)."""
     cache_features: bool = False
     """Encode every image once and keep its features in memory, in stages that do not train the generation space."""
+    row_length: int | None = None
+    """Positions of a packed row in training; None gives every example a row of its own."""
     start_from: dict[str, str] = field(default_factory=dict)
     """Part -> model it is taken from, e.g. ``{"autoencoder": "diptych-scenes"}``."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from diptych.data.example import Example, ImageLike, Text, load_pixels
 from diptych.data.feature_cache import FeatureCache, image_key
 from diptych.data.shuffle import derive_key
+from diptych.data.sources.protocol import BadRecord
 from diptych.data.stream import MixtureStream
 from diptych.evals.scenes import evaluate_scenes
 from diptych.evals.scores_file import write_scores
@@ -47,7 +48,7 @@ def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> Trai
     model.card = {"name": recipe.name, "training": {"recipe": recipe.name, "seed": recipe.seed}}
     sources = {name: config.build() for name, config in recipe.data.items()}
     cache = FeatureCache()
-    collator = model.collator(cache)
+    collator = model.collator(cache, getattr(recipe.model, "row_length", None))
 
     def open_stream(name: str, stage: Stage, rank: int, world_size: int) -> MixtureStream:
         seed = derive_key(recipe.seed, "data", name) >> 1
@@ -136,7 +137,7 @@ def fill_cache(
 ) -> None:
     """Encodes, once and in a fixed order, every keyed image that the stage will show.
 
-    Each source is walked for as many epochs as the stage draws from it, so all images of its examples are met.
+    A source that cannot list its images is walked for as many epochs as the stage draws from it.
     """
     model.eval()
     total = sum(stage.mix.values())
@@ -157,22 +158,24 @@ def fill_cache(
 
 
 def _keyed_images(source: "Source", num_epochs: int, cache: FeatureCache) -> Iterator[tuple[str, ImageLike]]:
-    from diptych.data.sources.protocol import BadRecord
-
+    """Images with a key, each once: what the source lists itself, or what its examples show."""
     met: set[str] = set()
+    listed = getattr(source, "images", None)
+    for image in listed() if listed is not None else _shown_images(source, num_epochs):
+        key = image_key(image)
+        if key is not None and key not in met and cache.get("output", key) is None:
+            met.add(key)
+            yield key, image
+
+
+def _shown_images(source: "Source", num_epochs: int) -> Iterator[ImageLike]:
     for epoch in range(num_epochs):
         for index in range(len(source)):
             try:
                 parts = source.example(index, epoch).parts
             except BadRecord:
                 continue  # the stream counts and names it
-            for part in parts:
-                if isinstance(part, Text) or part.image is None:
-                    continue
-                key = image_key(part.image)
-                if key is not None and key not in met and cache.get("output", key) is None:
-                    met.add(key)
-                    yield key, part.image
+            yield from (part.image for part in parts if not isinstance(part, Text) and part.image is not None)
 
 
 def _encode_into(

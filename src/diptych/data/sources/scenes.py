@@ -5,7 +5,7 @@ words (caption, question, which of the edits) change with the epoch; ``multi_ref
 Images are lazy and are drawn when they are read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -121,6 +121,22 @@ class SceneExamples:
         """The scene at ``index``, the same in every epoch and for every task but ``multi_reference``."""
         rng = self._generator(_SCENE_STREAM, index)
         return split_scene(rng, self.config.split, max_objects=self.config.max_objects)
+
+    def images(self) -> Iterator[LazyImage]:
+        """Every picture that the examples of any epoch show, in a fixed order; some come several times."""
+        for index in range(len(self)):
+            if self.config.task == "multi_reference":
+                example = self.example(index, 0)
+                yield from (part.image for part in example.parts if not isinstance(part, Text))  # type: ignore[misc]
+                continue
+            yield self._image(self.scene(index))
+            if self.config.task in ("image_edit", "interleaved"):
+                for turn in range(self.config.edits_per_scene):
+                    try:
+                        yield self._image(self.edit(index, 2 * turn).target)
+                        yield self._image(self.edit(index, 2 * turn).source)
+                    except BadRecord:
+                        continue  # met again, counted and named by the stream
 
     def _generator(self, stream: int, index: int, turn: int = 0) -> np.random.Generator:
         return np.random.default_rng([self.config.seed, _SPLIT_CODES[self.config.split], stream, index, turn])
