@@ -1,0 +1,157 @@
+"""BLIP3-o: what is trained by which loss, independence of packing and neighbours, and one batch learnt by heart."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tests.tiny_models import TINY, tiny_model
+
+from diptych.data.sources.scenes import ScenesSource
+from diptych.flow.time import DiscreteTime, UniformTime
+from diptych.methods.blip3o import Blip3oObjectives
+
+
+def examples(count=6, tasks=("text_to_image", "question_answering", "image_edit", "multi_reference", "interleaved")):
+    sources = [ScenesSource(task=task, num_scenes=20).build() for task in tasks]
+    return [sources[i % len(sources)].example(i, 0) for i in range(count)]
+
+
+def terms_of(model, chosen, seeds, row_length=None, objectives=None):
+    batch = model.collator(row_length=row_length)(chosen, seeds)
+    return (objectives or Blip3oObjectives()).joint(model, batch, torch.Generator())
+
+
+def gradients(model, terms):
+    model.zero_grad()
+    sum(term.sum for term in terms.values()).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+def test_every_task_has_its_losses(model):
+    chosen = examples(5)
+    found = [set(terms_of(model, [example], [0])) for example in chosen]
+    assert found == [{"flow"}, {"text"}, {"flow"}, {"flow"}, {"text", "flow"}]
+
+
+@pytest.mark.parametrize("row_length", [64, 200])
+def test_packed_equals_unpacked_in_loss_and_gradient(model, row_length):
+    chosen, seeds = examples(8), list(range(8))
+    unpacked, packed = (terms_of(model, chosen, seeds, length) for length in (None, row_length))
+    assert set(packed) == {"text", "flow"}
+    for name in packed:
+        torch.testing.assert_close(packed[name].sum, unpacked[name].sum, rtol=1e-5, atol=1e-5)
+        assert packed[name].count == unpacked[name].count
+    first, second = gradients(model, unpacked), gradients(model, packed)
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=1e-3, atol=1e-4)
+
+
+def test_order_and_neighbours_do_not_matter(model):
+    chosen, seeds = examples(6), [11, 12, 13, 14, 15, 16]
+    forwards = terms_of(model, chosen, seeds)
+    backwards = terms_of(model, chosen[::-1], seeds[::-1])
+    alone = [terms_of(model, [example], [seed]) for example, seed in zip(chosen, seeds, strict=True)]
+    for name in ("text", "flow"):
+        torch.testing.assert_close(forwards[name].sum, backwards[name].sum, rtol=1e-5, atol=1e-5)
+        total = sum(terms[name].sum for terms in alone if name in terms)
+        torch.testing.assert_close(forwards[name].sum, total, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_does_not_matter(model):
+    chosen = examples(2)
+    collate = model.collator()
+    wide = replace(collate, pad_multiple=128)
+    objectives = Blip3oObjectives()
+    for name, term in objectives.joint(model, collate(chosen, [1, 2]), torch.Generator()).items():
+        padded = objectives.joint(model, wide(chosen, [1, 2]), torch.Generator())[name]
+        torch.testing.assert_close(term.sum, padded.sum, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_scale_and_zero_silences_an_example(model):
+    one, other = examples(2, tasks=("text_to_image",))
+    plain = terms_of(model, [one], [3])["flow"].sum
+    doubled = terms_of(model, [replace(one, weight=2.0)], [3])["flow"].sum
+    silenced = terms_of(model, [one, replace(other, weight=0.0)], [3, 4])["flow"]
+    torch.testing.assert_close(doubled, 2 * plain)
+    torch.testing.assert_close(silenced.sum, plain)
+    assert silenced.count == 2
+
+
+def test_a_dropped_condition_is_zeros_and_cuts_the_prompt_off(model):
+    chosen = examples(2, tasks=("text_to_image",))
+    dropped = Blip3oObjectives(condition_drop=1.0)
+    grads = gradients(model, terms_of(model, chosen, [0, 1], objectives=dropped))
+    assert all(float(g.abs().max()) == 0 for name, g in grads.items() if name.startswith("backbone"))
+    kept = gradients(model, terms_of(model, chosen, [0, 1], objectives=Blip3oObjectives(condition_drop=0.0)))
+    assert max(float(g.abs().max()) for name, g in kept.items() if name.startswith("backbone")) > 0
+    assert float(kept["image_head.queries"].abs().max()) > 0
+
+
+def test_condition_is_dropped_as_often_as_said(model):
+    chosen = examples(1, tasks=("text_to_image",)) * 64
+    objectives = Blip3oObjectives(condition_drop=0.25, noise_repeats=8)
+    seen = []
+    denoise = model.image_head.denoiser.forward
+    model.image_head.denoiser.forward = lambda x, t, c, m=None: (seen.append(c), denoise(x, t, c, m))[1]
+    try:
+        terms_of(model, chosen, list(range(64)), objectives=objectives)
+    finally:
+        del model.image_head.denoiser.forward
+    share = (seen[0].abs().amax((1, 2)) == 0).float().mean().item()
+    assert len(seen[0]) == 512
+    assert share == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 512) ** 0.5)
+
+
+def test_repeats_draw_further_noise_for_the_same_prompt(model):
+    chosen = examples(2, tasks=("text_to_image",))
+    once, thrice = (
+        terms_of(model, chosen, [5, 6], objectives=Blip3oObjectives(noise_repeats=n, time=UniformTime()))["flow"]
+        for n in (1, 3)
+    )
+    assert (once.count, thrice.count) == (2, 6)
+    assert len(set(thrice.levels.tolist())) == 6
+
+
+def test_discrete_times_hold_pure_noise_and_never_pure_data():
+    quantiles = torch.tensor([0.0, 0.0005, 0.5, 0.9999])
+    torch.testing.assert_close(1 - DiscreteTime().at(quantiles), torch.tensor([1.0, 1.0, 0.5, 0.001]))
+
+
+def test_reconstruction_trains_the_generation_space_alone(model):
+    batch = model.collator()(examples(3), [0, 1, 2])
+    term = Blip3oObjectives().reconstruction(model, batch, torch.Generator())["reconstruction"]
+    grads = gradients(model, {"reconstruction": term})
+    assert {name.split(".")[0] for name in grads} == {"autoencoder"}
+    assert term.count >= 3
+
+
+def test_one_batch_is_learnt_by_heart():
+    """With fixed noise and time the flow and text losses of one batch fall a thousandfold."""
+    torch.manual_seed(0)
+    model = TINY.build()
+    model.autoencoder.requires_grad_(False)
+    chosen = examples(4, tasks=("text_to_image", "question_answering"))
+    batch = model.collator()(chosen, [1, 2, 3, 4])
+    objectives = Blip3oObjectives(condition_drop=0.0)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 400)
+    first = last = None
+    for _ in range(400):
+        terms = objectives.joint(model, batch, torch.Generator())
+        last = {name: term.mean.item() for name, term in terms.items()}
+        first = first or last
+        optimizer.zero_grad()
+        sum(term.mean for term in terms.values()).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+    assert first is not None and last is not None
+    assert last["text"] < first["text"] / 1000
+    assert last["flow"] < first["flow"] / 1000
