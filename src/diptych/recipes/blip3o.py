@@ -58,6 +58,73 @@ def features() -> Recipe[Blip3oConfig]:
     )
 
 
+def tiny() -> Recipe[Blip3oConfig]:
+    """Everything at toy size, generation space included, under a minute on two cores; for tests and a first look."""
+    scenes = ScenesSource(num_scenes=500)
+    return Recipe(
+        name="blip3o:tiny",
+        model=Blip3oConfig(
+            features=FeaturesConfig(
+                encoder=VitConfig(dim=48, num_layers=1, num_heads=4),
+                channels=16,
+                decoder_dim=48,
+                decoder_layers=1,
+                decoder_heads=4,
+            ),
+            backbone=BackboneConfig(dim=64, num_layers=2, num_heads=4, num_kv_heads=2, ffn_dim=160),
+            denoiser=LuminaConfig(dim=64, num_layers=2, num_heads=4),
+            num_queries=8,
+            row_length=128,
+        ),
+        data={
+            "draw": replace(scenes, task="text_to_image", caption_style="short"),
+            "ask": replace(scenes, task="question_answering"),
+            "edit": replace(scenes, task="image_edit"),
+        },
+        stages={
+            "features": Stage(
+                trainable=("autoencoder",),
+                mix={"draw": 1.0},
+                objectives={"reconstruction": 1.0},
+                num_steps=60,
+                batch_size=16,
+                optimizer=OptimizerConfig(lr=4e-3, warmup_steps=10),
+            ),
+            "joint": Stage(
+                trainable=("connector", "backbone", "image_head"),
+                mix={"draw": 0.5, "ask": 0.3, "edit": 0.2},
+                objectives={"text": 1.0, "flow": 1.0},
+                num_steps=60,
+                batch_size=16,
+                optimizer=OptimizerConfig(lr=2e-3, warmup_steps=10),
+            ),
+        },
+        sampling=SamplingConfig(num_steps=8, guidance_scale=2.0),
+        evaluation=EvaluationConfig(scorers=("geneval", "questions", "editing"), num_prompts=2),
+        checkpoints=CheckpointConfig(every_steps=50),
+        logging=LoggingConfig(every_steps=10),
+    )
+
+
+def tiny_sequential() -> Recipe[Blip3oConfig]:
+    """``tiny`` in the order of the paper (section 4): understanding first, then a frozen backbone and generation."""
+    base = tiny()
+    joint = base.stages["joint"]
+    return replace(
+        base,
+        name="blip3o:tiny_sequential",
+        stages={
+            "features": base.stages["features"],
+            "understanding": replace(
+                joint, trainable=("connector", "backbone"), mix={"ask": 1.0}, objectives={"text": 1.0}
+            ),
+            "generation": replace(
+                joint, trainable=("image_head",), mix={"draw": 0.7, "edit": 0.3}, objectives={"flow": 1.0}
+            ),
+        },
+    )
+
+
 def small() -> Recipe[Blip3oConfig]:
     """BLIP3-o on the built-in world, all tasks in one stage: what trained the bundled ``diptych-scenes``.
 
@@ -102,4 +169,57 @@ def small() -> Recipe[Blip3oConfig]:
         checkpoints=CheckpointConfig(every_steps=500),
         logging=LoggingConfig(every_steps=25, sample_every=1000),
         precision="bfloat16",
+    )
+
+
+def demo() -> Recipe[Blip3oConfig]:
+    """``small`` in minutes: backbone, queries and denoiser from scratch on two cores, what ``make demo`` trains."""
+    base = small()
+    scenes = ScenesSource(num_scenes=16_000)
+    joint = base.stages["joint"]
+    return replace(
+        base,
+        name="blip3o:demo",
+        data={
+            "draw": replace(scenes, task="text_to_image", caption_style="short"),
+            "ask": replace(scenes, task="question_answering"),
+            "edit": replace(scenes, task="image_edit", num_scenes=3_000, edits_per_scene=1),
+        },
+        stages={
+            "joint": replace(
+                joint,
+                mix={"draw": 0.62, "ask": 0.33, "edit": 0.05},
+                num_steps=2200,
+                batch_size=32,
+                optimizer=replace(joint.optimizer, lr=2e-3, warmup_steps=100, ema_decay=0.99),
+            )
+        },
+        evaluation=replace(base.evaluation, scorers=("geneval", "questions", "editing")),
+        logging=LoggingConfig(every_steps=20, sample_every=550),
+    )
+
+
+def demo_sequential() -> Recipe[Blip3oConfig]:
+    """``demo`` in the order of the paper: understanding, then generation with the backbone frozen."""
+    base = demo()
+    joint = base.stages["joint"]
+    return replace(
+        base,
+        name="blip3o:demo_sequential",
+        stages={
+            "understanding": replace(
+                joint,
+                trainable=("connector", "backbone"),
+                mix={"ask": 1.0},
+                objectives={"text": 1.0},
+                num_steps=joint.num_steps // 3,
+            ),
+            "generation": replace(
+                joint,
+                trainable=("image_head",),
+                mix={"draw": 0.92, "edit": 0.08},
+                objectives={"flow": 1.0},
+                num_steps=2 * joint.num_steps // 3,
+            ),
+        },
     )

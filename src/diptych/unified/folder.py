@@ -116,7 +116,7 @@ def load_part(path: str | Path, name: str) -> nn.Module:
 
 
 def resolve(path: str | Path) -> Path:
-    """A model folder by path, or a bundled model by name.
+    """A model folder by path (or a checkpoint, or a run, whose latest checkpoint it is), or a bundled model by name.
 
     Raises:
         FileNotFoundError: neither; names the bundled models.
@@ -126,6 +126,9 @@ def resolve(path: str | Path) -> Path:
         return folder
     if (folder / "model" / MANIFEST).is_file():  # a checkpoint, with the training state beside the model
         return folder / "model"
+    saved = sorted((folder / "checkpoints").glob(f"step-*/model/{MANIFEST}"))
+    if saved:
+        return saved[-1].parent
     bundled = sorted(p.name for p in BUNDLED.iterdir() if (p / MANIFEST).is_file()) if BUNDLED.is_dir() else []
     if str(path) in bundled:
         return BUNDLED / str(path)
