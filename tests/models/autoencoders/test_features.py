@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from diptych.interop.cifar_resnet import CifarResNet
 from diptych.models.autoencoders.features import FeatureAutoencoder
 from diptych.models.autoencoders.protocol import add_latent_noise, measure_shift_scale
 from diptych.models.encoders.vit import VisionTransformer
@@ -120,6 +121,26 @@ def test_a_frozen_encoder_stays_without_gradient_while_bottleneck_and_decoder_le
     reconstruction_loss(space.paint(space.encode(images())), images()).sum().backward()
     with_gradient = {name.split(".")[0] for name, value in space.named_parameters() if value.grad is not None}
     assert with_gradient == {"bottleneck", "decoder"}
+
+
+def test_bfloat16_autocast_stays_close():
+    space = tiny_autoencoder(channels=6, pool=2, layers=(2, 3))
+    with torch.no_grad():
+        expected = space.encode(images())
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = space.encode(images())
+            painted = space.paint(latents)
+    assert (latents.float() - expected).norm() / expected.norm() < 2e-2
+    assert (painted.float() - space.paint(expected)).norm() / painted.float().norm() < 4e-2  # two networks in a row
+
+
+def test_networks_with_stages_give_their_last_layer_only():
+    torch.manual_seed(0)
+    space = FeatureAutoencoder(encoder=CifarResNet(depth=8).eval(), decoder_dim=32, decoder_layers=1, layers=(3,))
+    assert space.encode(images()).shape == (2, 64, 8, 8)
+    lower = FeatureAutoencoder(encoder=CifarResNet(depth=8).eval(), decoder_dim=32, decoder_layers=1, layers=(1, 3))
+    with pytest.raises(ValueError, match=r"layers \[1, 3\] have other grids or widths than the encoder's last layer"):
+        lower.encode(images())
 
 
 def test_the_decoder_learns_one_batch():

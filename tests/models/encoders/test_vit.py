@@ -90,6 +90,14 @@ def test_preprocess_follows_the_policy():
     assert tiny_vit(resize_policy="crop").preprocess(wide, (64, 64)).max() == -1
 
 
+def test_bfloat16_weights_take_float32_images():
+    vit = tiny_vit()
+    expected = vit(images()).tokens
+    tokens = vit.bfloat16()(images()).tokens
+    assert tokens.dtype == torch.bfloat16
+    assert (tokens.float() - expected).norm() / expected.norm() < 2e-2
+
+
 def test_messages():
     with pytest.raises(ValueError, match=r"multiples of 8, got 30x32. Resize them to 24x32 or 32x32"):
         tiny_vit()(images(30, 32))

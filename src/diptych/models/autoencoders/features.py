@@ -181,7 +181,13 @@ class FeatureAutoencoder(nn.Module):
         output = self.encoder(images, self.layers)
         tokens = output.tokens
         if self.layers:
-            normed = [F.layer_norm(output.layer_tokens[i].float(), (self.encoder.dim,)) for i in self.layers]
+            states = [output.layer_tokens[index] for index in self.layers]
+            if any(state.shape != tokens.shape for state in states):
+                raise ValueError(
+                    f"features.layers {list(self.layers)} have other grids or widths than the encoder's last layer: "
+                    "networks with stages can only give their last one."
+                )
+            normed = [F.layer_norm(state.float(), (self.encoder.dim,)) for state in states]
             tokens = torch.stack(normed).sum(0).to(tokens.dtype)
             if self.aggregate == "mean":
                 tokens = tokens / len(self.layers)

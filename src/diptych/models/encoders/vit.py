@@ -159,7 +159,7 @@ class VisionTransformer(nn.Module):
         check_image_size(images, self.patch_size, "the vision transformer")
         check_layers(layers, self.num_layers, "the vision transformer")
         rows, cols = images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size
-        x = self.patch_embedding(patchify(images, self.patch_size))
+        x = self.patch_embedding(patchify(images, self.patch_size).to(self.patch_embedding.weight.dtype))
         if self.positions != "none":
             x = x + self._position_codes(rows, cols, x.device).to(x.dtype)
         rotary = (
