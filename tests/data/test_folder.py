@@ -1,5 +1,6 @@
 """A folder of images with sidecar texts or one table of metadata."""
 
+import dataclasses
 import io
 import json
 import pickle
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diptych.data import sources
 from diptych.data.example import ImageIn, ImageOut, Text
+from diptych.data.records import Columns
 from diptych.data.sources.folder import FolderReader, FolderSource
 from diptych.data.sources.json_lines import JsonLines
 from diptych.data.sources.protocol import BadRecord, NoUsableRecords
@@ -127,3 +130,25 @@ def test_images_are_encoded_only_once(tmp_path):
     (tmp_path / "x.webp").write_bytes(buffer.getvalue())
     (tmp_path / "x.txt").write_text("teal")
     assert FolderSource(path=str(tmp_path)).build().fields(0).values == {"image": buffer.getvalue(), "text": "teal"}
+
+
+def test_configs_are_plain_data_and_importable_from_the_package():
+    names = ["ConversationSource", "FolderSource", "HuggingFaceSource", "ScenesSource", "WebDatasetSource"]
+    assert all(name in dir(sources) for name in names)
+    for name in names:
+        config_class = getattr(sources, name)
+        assert dataclasses.is_dataclass(config_class) and isinstance(config_class, type)
+        assert callable(config_class.build) and config_class.__module__.startswith("diptych.data.sources.")
+    with pytest.raises(AttributeError, match="has no 'Folder'; it has ConversationSource, FolderSource"):
+        sources.Folder  # noqa: B018
+    config = FolderSource(path="x", columns=Columns(text=("title",)))
+    plain = json.loads(json.dumps(dataclasses.asdict(config)))
+    again = {key: tuple(value) for key, value in plain.pop("columns").items()}
+    assert FolderSource(**plain, columns=Columns(**again)) == config
+
+
+def test_columns_that_are_not_named_are_the_usual_ones(tmp_path):
+    save_picture(tmp_path / "a.png", 3)
+    (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "title": "named", "text": "usual"}))
+    example = FolderSource(path=str(tmp_path), columns=Columns(text=("title",))).build().example(0, 0)
+    assert example.parts[0] == Text("named") and example.parts[1].image.pixels[0, 0, 0] == 3

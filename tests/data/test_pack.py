@@ -18,7 +18,7 @@ from diptych.data.sources.blob_npz import BlobNpz, PackRecord
 from diptych.data.sources.conversation import ConversationSource
 from diptych.data.sources.folder import FolderSource
 from diptych.data.sources.protocol import NoUsableRecords
-from diptych.data.sources.webdataset import WEBDATASET_COLUMNS, WebDatasetSource
+from diptych.data.sources.webdataset import WebDatasetSource
 from diptych.data.stream import read_once
 
 RNG = np.random.default_rng(0)
@@ -218,7 +218,7 @@ def nlvr_folder(folder: Path) -> Path:
 def test_nlvr(tmp_path):
     folder = nlvr_folder(tmp_path / "nlvr")
     assert pack("nlvr", folder, tmp_path / "out", "test").num_records == 6
-    columns = Columns(**(vars(WEBDATASET_COLUMNS) | {"question": ("json.question",)}))
+    columns = Columns(question=("json.question",))
     examples = read(tmp_path / "out", tmp_path, task="image_to_text", columns=columns)
     assert [example.parts[0].image.pixels[0, 0, 0] for example in examples] == [6, 7, 8, 9, 10, 11]
     assert {example.parts[1:] for example in examples} == {(Text("There is no box."), Text("false", "assistant", True))}

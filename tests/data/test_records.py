@@ -29,6 +29,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL", "ignore::PIL.
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
 
+COLUMNS = Columns(image=("image",), text=("text", "caption"), target_image=("target_image",))
+
 
 def encode(image: Image.Image | np.ndarray, kind: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
@@ -193,7 +195,7 @@ PNG = encode(PIXELS)
     ],
 )
 def test_parts_of_each_task(task, record, expected):
-    fields = read_fields(record, Columns(), task, "k", "file/k")
+    fields = read_fields(record, COLUMNS, task, "k", "file/k")
     example = build_example(fields, ExampleRule(task=task, prompt="Describe it."))
     assert example.key == "k" and len(example.parts) == len(expected)
     for part, wanted in zip(example.parts, expected, strict=True):
@@ -205,7 +207,7 @@ def test_parts_of_each_task(task, record, expected):
 
 
 def test_question_column_replaces_the_prompt():
-    columns = Columns(question=("q",), metadata=("label", "more"))
+    columns = Columns(question=("q",), metadata=("label", "more")).or_usual(COLUMNS)
     record = {"image": {"bytes": PNG, "path": None}, "q": "is it?", "text": "yes", "label": 1, "more": {"x": 2}}
     example = build_example(read_fields(record, columns, "image_to_text", "k", "k"), ExampleRule(task="image_to_text"))
     assert example.parts[1:] == (Text("is it?"), Text("yes", "assistant", True))
@@ -213,7 +215,7 @@ def test_question_column_replaces_the_prompt():
 
 
 def test_several_captions_take_turns():
-    fields = read_fields({"image": PNG, "text": ["one", "two"]}, Columns(), "text_to_image", "k", "k")
+    fields = read_fields({"image": PNG, "text": ["one", "two"]}, COLUMNS, "text_to_image", "k", "k")
     first = [build_example(fields, ExampleRule(task="text_to_image"), epoch).parts[0].text for epoch in range(3)]
     assert first == ["one", "two", "one"]
 
@@ -239,9 +241,7 @@ def test_several_captions_take_turns():
 )
 def test_a_broken_record_says_what_is_wrong(record, reason, detail):
     def read() -> None:
-        build_example(
-            read_fields(record, Columns(), "text_to_image", "k", "a.tar/k"), ExampleRule(task="text_to_image")
-        )
+        build_example(read_fields(record, COLUMNS, "text_to_image", "k", "a.tar/k"), ExampleRule(task="text_to_image"))
 
     with pytest.raises(BadRecord) as caught:
         read()

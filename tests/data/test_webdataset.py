@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from diptych.data.example import ImageIn, ImageOut, Text
+from diptych.data.records import Columns
 from diptych.data.sources.protocol import BadRecord, NoUsableRecords, ShardedSource, Source
 from diptych.data.sources.shard_files import ShardUnreachable, expand_braces, expand_shards
 from diptych.data.sources.tar_index import split_name
@@ -142,8 +143,7 @@ def test_columns_of_all_tasks(tmp_path):
     first = source(tmp_path, path, task="image_to_text", prompt="What?").example(0, 0)
     assert first.parts[1:] == (Text("What?"), Text("three", "assistant", True))
     assert first.metadata["question"] == "How many?"
-    columns = source(tmp_path, path).config.columns
-    with_question = type(columns)(**(vars(columns) | {"question": ("json.question",), "image": ("9.png",)}))
+    with_question = Columns(question=("json.question",), image=("9.png",))
     second = source(tmp_path, path, task="image_to_text", columns=with_question).example(0, 0)
     assert isinstance(second.parts[0], ImageIn) and second.parts[0].image.pixels[0, 0].tolist() == [9, 0, 7]
     assert second.parts[1] == Text("How many?")

@@ -7,7 +7,7 @@ wrong with a record in the same words for all formats.
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 from diptych.data.example import Example, ImageIn, ImageOut, Part, Role, Text
@@ -37,22 +37,27 @@ class Columns:
     """Names of the columns of a record. Of several names the first that a record has is taken.
 
     A dot reaches into a structure: ``json.caption`` is the field ``caption`` of the file with extension ``json``.
+    Empty: the names that are usual in the format.
     """
 
-    image: tuple[str, ...] = ("image",)
+    image: tuple[str, ...] = ()
     """The picture; the source picture of an edit."""
-    text: tuple[str, ...] = ("text", "caption")
+    text: tuple[str, ...] = ()
     """Caption, answer or edit instruction. A list of texts is used in turn, one an epoch."""
     question: tuple[str, ...] = ()
     """What is asked about the image; empty: the captioning prompt is used."""
-    target_image: tuple[str, ...] = ("target_image",)
+    target_image: tuple[str, ...] = ()
     """The result of an edit."""
-    conversation: tuple[str, ...] = ("conversations", "messages")
+    conversation: tuple[str, ...] = ()
     """Turns of a conversation, each with ``from`` and ``value`` or with ``role`` and ``content``."""
-    images: tuple[str, ...] = ("images", "image")
+    images: tuple[str, ...] = ()
     """Pictures of a conversation in the order of their placeholders: one or a list."""
     metadata: tuple[str, ...] = ()
     """Columns that go to the example's metadata, for scorers; all that a record has, not only the first."""
+
+    def or_usual(self, usual: "Columns") -> "Columns":
+        """These columns, with ``usual`` where nothing was said."""
+        return Columns(**{item.name: getattr(self, item.name) or getattr(usual, item.name) for item in fields(self)})
 
     def for_task(self, task: Task) -> dict[str, tuple[str, ...]]:
         """The columns that the task reads, by field name."""
@@ -64,6 +69,10 @@ class Columns:
             "text": ("question", "text"),
         }[task]
         return {name: getattr(self, name) for name in names if name != "question" or self.question}
+
+
+USUAL_COLUMNS = Columns()
+"""Nothing said: every format looks for its usual names."""
 
 
 @dataclass(frozen=True)

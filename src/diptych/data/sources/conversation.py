@@ -13,7 +13,7 @@ from typing import Any
 
 from diptych.data.example import Example
 from diptych.data.images import DEFAULT_MAX_PIXELS
-from diptych.data.records import Columns, ExampleRule, Fields, build_example, read_fields
+from diptych.data.records import USUAL_COLUMNS, Columns, ExampleRule, Fields, build_example, read_fields
 from diptych.data.sources.folder import read_image_file
 from diptych.data.sources.json_lines import JsonLines
 from diptych.data.sources.protocol import NoUsableRecords
@@ -29,7 +29,7 @@ class ConversationSource:
     """The ``.json`` or ``.jsonl`` file."""
     image_folder: str = ""
     """What the image paths are relative to; empty: the folder of the file."""
-    columns: Columns = CONVERSATION_COLUMNS
+    columns: Columns = USUAL_COLUMNS
     """Columns of a record; only ``conversation``, ``images`` and ``metadata`` are read."""
     max_pixels: int = DEFAULT_MAX_PIXELS
     """Larger images count as broken."""
@@ -48,6 +48,7 @@ class ConversationReader:
 
     def __init__(self, config: ConversationSource) -> None:
         self.config = config
+        self.columns = config.columns.or_usual(CONVERSATION_COLUMNS)
         self._rule = ExampleRule(task="interleaved", max_pixels=config.max_pixels)
         path = Path(config.path).expanduser()
         if not path.is_file():
@@ -66,7 +67,7 @@ class ConversationReader:
     def fields(self, index: int) -> Fields:
         """The raw columns of a record, with the bytes of its images."""
         name = self._rows.name(index)
-        fields = read_fields(self._rows.row(index), self.config.columns, "interleaved", f"{index:08d}", name)
+        fields = read_fields(self._rows.row(index), self.columns, "interleaved", f"{index:08d}", name)
         turns = fields.values["conversation"]
         files = _files_in_content(turns) or fields.values["images"]
         images = [read_image_file(self._folder, file, name) for file in files]

@@ -1,12 +1,12 @@
 """Which reader fits a path, for the tools that look at data of any format. Training says it in its recipe instead."""
 
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from diptych.data.records import Columns, Fields, Task, read_fields
 from diptych.data.sources.blob_npz import PackRecord, blob_records, emoji_records, nlvr_records
 from diptych.data.sources.conversation import ConversationSource
-from diptych.data.sources.folder import IMAGE_SUFFIXES, METADATA_FILE, FolderSource
+from diptych.data.sources.folder import FOLDER_COLUMNS, IMAGE_SUFFIXES, METADATA_FILE, FolderSource
 from diptych.data.sources.huggingface import HUGGINGFACE_COLUMNS, HuggingFaceSource, open_dataset
 from diptych.data.sources.json_lines import JsonLines
 from diptych.data.sources.protocol import BadRecord, NoUsableRecords
@@ -120,7 +120,7 @@ def _webdataset(path: str, task: Task | None) -> WebDatasetSource:
         if any(name.startswith("target.") for name in names):
             return WebDatasetSource(urls=(path,), task="image_edit")
         if "question" in about:
-            return WebDatasetSource(urls=(path,), task="image_to_text", columns=_with_question(WEBDATASET_COLUMNS))
+            return WebDatasetSource(urls=(path,), task="image_to_text", columns=Columns(question=("json.question",)))
         if names & set(WEBDATASET_COLUMNS.image):
             return WebDatasetSource(urls=(path,), task="text_to_image")
     return WebDatasetSource(urls=(path,), task="text_to_image")
@@ -135,7 +135,6 @@ def _huggingface(path: str, task: Task | None, split: str) -> HuggingFaceSource:
 
 
 def _folder(folder: Path, task: Task | None) -> FolderSource:
-    config = FolderSource(path=str(folder))
     if task is None and (folder / METADATA_FILE).exists():
         rows = JsonLines(folder / METADATA_FILE)
         for index in range(min(_LOOKED_AT, len(rows))):
@@ -143,7 +142,7 @@ def _folder(folder: Path, task: Task | None) -> FolderSource:
                 names = list(rows.row(index))
             except BadRecord:
                 continue
-            return FolderSource(path=str(folder), task=_task_of_columns(names, config.columns))
+            return FolderSource(path=str(folder), task=_task_of_columns(names, FOLDER_COLUMNS))
     if not (folder / METADATA_FILE).exists() and not any(
         file.suffix.lower() in IMAGE_SUFFIXES for file in folder.rglob("*")
     ):
@@ -155,11 +154,6 @@ def _task_of_columns(names: list[str], columns: Columns) -> Task:
     if set(names) & set(columns.conversation):
         return "interleaved"
     return "image_edit" if set(names) & set(columns.target_image) else "text_to_image"
-
-
-def _with_question(columns: Columns) -> Columns:
-    values: dict[str, Any] = {name: getattr(columns, name) for name in columns.__dataclass_fields__}
-    return Columns(**(values | {"question": ("json.question",)}))
 
 
 def _has_tables(folder: Path) -> bool:

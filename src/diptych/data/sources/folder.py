@@ -10,7 +10,16 @@ from typing import Any
 
 from diptych.data.example import Example
 from diptych.data.images import DEFAULT_MAX_PIXELS
-from diptych.data.records import Columns, ExampleRule, Fields, Task, build_example, check_task, read_fields
+from diptych.data.records import (
+    USUAL_COLUMNS,
+    Columns,
+    ExampleRule,
+    Fields,
+    Task,
+    build_example,
+    check_task,
+    read_fields,
+)
 from diptych.data.sources.json_lines import JsonLines
 from diptych.data.sources.protocol import BadRecord, NoUsableRecords
 
@@ -20,6 +29,7 @@ FOLDER_COLUMNS = Columns(
     image=("file_name",),
     text=("text", "caption"),
     target_image=("target_file_name",),
+    conversation=("conversations", "messages"),
     images=("file_names", "file_name"),
 )
 
@@ -32,8 +42,9 @@ class FolderSource:
     """The folder; its subfolders are read too."""
     task: Task = "text_to_image"
     """What is made of a record."""
-    columns: Columns = FOLDER_COLUMNS
-    """Columns of ``metadata.jsonl``. Without that file there are ``file_name`` and ``text``."""
+    columns: Columns = USUAL_COLUMNS
+    """Columns of ``metadata.jsonl``; usual are ``file_name``, ``text``, ``target_file_name``. Without that file there
+    are the first two."""
     prompt: str = "Describe the image."
     """The user's text when ``image_to_text`` has no column for the question."""
     max_pixels: int = DEFAULT_MAX_PIXELS
@@ -56,6 +67,7 @@ class FolderReader:
 
     def __init__(self, config: FolderSource) -> None:
         self.config = config
+        self.columns = config.columns.or_usual(FOLDER_COLUMNS)
         self._rule = ExampleRule(task=config.task, prompt=config.prompt, max_pixels=config.max_pixels)
         self._folder = Path(config.path).expanduser()
         if not self._folder.is_dir():
@@ -77,7 +89,7 @@ class FolderReader:
     def fields(self, index: int) -> Fields:
         """The raw columns of a record."""
         record, key, name = self._row(index)
-        fields = read_fields(record, self.config.columns, self.config.task, key, name)
+        fields = read_fields(record, self.columns, self.config.task, key, name)
         values = dict(fields.values)
         for column in ("image", "target_image"):
             if column in values:

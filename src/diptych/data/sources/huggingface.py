@@ -10,13 +10,24 @@ from typing import Any
 
 from diptych.data.example import Example
 from diptych.data.images import DEFAULT_MAX_PIXELS
-from diptych.data.records import Columns, ExampleRule, Fields, Task, build_example, check_task, read_fields
+from diptych.data.records import (
+    USUAL_COLUMNS,
+    Columns,
+    ExampleRule,
+    Fields,
+    Task,
+    build_example,
+    check_task,
+    read_fields,
+)
 from diptych.data.sources.protocol import BadRecord, NoUsableRecords
 
 HUGGINGFACE_COLUMNS = Columns(
     image=("image", "jpg", "png", "webp", "source_image"),
     text=("text", "caption", "txt"),
     target_image=("target_image", "edited_image"),
+    conversation=("conversations", "messages"),
+    images=("images", "image"),
 )
 
 
@@ -34,8 +45,9 @@ class HuggingFaceSource:
     """Branch, tag or commit of a hub data set; give a commit for a run that can be repeated."""
     task: Task = "text_to_image"
     """What is made of a record."""
-    columns: Columns = HUGGINGFACE_COLUMNS
-    """Names of the columns."""
+    columns: Columns = USUAL_COLUMNS
+    """Names of the columns; usual are ``image``, ``text`` or ``caption``, ``target_image``, ``messages``,
+    ``images``."""
     prompt: str = "Describe the image."
     """The user's text when ``image_to_text`` has no column for the question."""
     max_pixels: int = DEFAULT_MAX_PIXELS
@@ -53,6 +65,7 @@ class HuggingFaceReader:
 
     def __init__(self, config: HuggingFaceSource, dataset: Any) -> None:
         self.config = config
+        self.columns = config.columns.or_usual(HUGGINGFACE_COLUMNS)
         self._rule = ExampleRule(task=config.task, prompt=config.prompt, max_pixels=config.max_pixels)
         self._table_columns = tuple(dataset.column_names)
         self._dataset = dataset.with_format("arrow")
@@ -69,7 +82,7 @@ class HuggingFaceReader:
         """The raw columns of a row, images as encoded bytes."""
         name = f"{self.config.path}[{self.config.split}]#{index}"
         record = self._row(index, name)
-        fields = read_fields(record, self.config.columns, self.config.task, f"{index:08d}", name)
+        fields = read_fields(record, self.columns, self.config.task, f"{index:08d}", name)
         values = dict(fields.values)
         for column in ("image", "target_image"):
             if column in values:
@@ -79,7 +92,7 @@ class HuggingFaceReader:
         return Fields(fields.key, name, values, fields.metadata)
 
     def _row(self, index: int, name: str) -> dict[str, Any]:
-        columns = self.config.columns
+        columns = self.columns
         names = [*columns.for_task(self.config.task).values(), columns.metadata]
         wanted = {column.split(".")[0] for group in names for column in group} & set(self._table_columns)
         table = self._dataset[index : index + 1]

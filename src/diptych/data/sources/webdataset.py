@@ -18,7 +18,17 @@ from typing import Any, Generic, TypeVar
 
 from diptych.data.example import Example
 from diptych.data.images import DEFAULT_MAX_PIXELS
-from diptych.data.records import Columns, ExampleRule, Fields, Task, build_example, check_task, decode_json, read_fields
+from diptych.data.records import (
+    USUAL_COLUMNS,
+    Columns,
+    ExampleRule,
+    Fields,
+    Task,
+    build_example,
+    check_task,
+    decode_json,
+    read_fields,
+)
 from diptych.data.sources.protocol import BadRecord, NoUsableRecords
 from diptych.data.sources.shard_files import expand_shards, is_local, open_copy
 from diptych.data.sources.tar_index import Member, TarIndex, local_index, remote_index, scan_remote
@@ -52,8 +62,10 @@ class WebDatasetSource:
     """Tar files, folders of them, globs, ``pipe:`` commands or fsspec URLs; ``{000..012}`` is expanded."""
     task: Task = "text_to_image"
     """What is made of a record."""
-    columns: Columns = WEBDATASET_COLUMNS
-    """Extensions of the files that hold each part; ``json.caption`` is a field of the JSON file."""
+    columns: Columns = USUAL_COLUMNS
+    """Extensions of the files that hold each part; ``json.caption`` is a field of the JSON file. Usual are ``jpg``,
+    ``jpeg``, ``png``, ``webp``, with ``source.`` and ``target.`` before them for edits, ``txt``, ``json.text``,
+    ``json.caption``."""
     prompt: str = "Describe the image."
     """The user's text when ``image_to_text`` has no column for the question."""
     max_pixels: int = DEFAULT_MAX_PIXELS
@@ -93,6 +105,7 @@ class LocalShards:
 
     def __init__(self, config: WebDatasetSource, shards: list[str]) -> None:
         self.config = config
+        self.columns = config.columns.or_usual(WEBDATASET_COLUMNS)
         self._rule = ExampleRule(task=config.task, prompt=config.prompt, max_pixels=config.max_pixels)
         self._shards = shards
         self._cache_dir = Path(config.cache_dir).expanduser()
@@ -109,7 +122,7 @@ class LocalShards:
     def fields(self, index: int) -> Fields:
         """The raw columns of a record."""
         record = self.record(index)
-        return read_fields(record, self.config.columns, self.config.task, record.name, record.name)
+        return read_fields(record, self.columns, self.config.task, record.name, record.name)
 
     def record(self, index: int) -> "TarRecord":
         """All files of a record, each read when it is asked for."""
