@@ -104,12 +104,12 @@ def group_by_type(scene: Scene) -> dict[ObjectType, int]:
     return groups
 
 
-REFERENT_FORMS = ("shape", "color", "type", "size shape", "size color", "size type")
-"""What a noun phrase tells; ``place `` before a form without a size adds where the object is."""
-
-
 def describe(item: SceneObject, form: str) -> str:
-    """A noun phrase that is true of an object; whether it fits that one alone depends on the scene."""
+    """A noun phrase that is true of an object; whether it fits that one alone depends on the scene.
+
+    Args:
+        form: what is told: ``shape``, ``color`` or ``type`` (both), alone or after ``size `` or ``place ``.
+    """
     if form == "shape":
         return item.shape
     if form == "color":
