@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from diptych.data.bad_record import BadRecord
 from diptych.data.example import Pixels, pil_to_pixels
-from diptych.data.sources.protocol import BadRecord
 
 DEFAULT_MAX_PIXELS = 89_478_485
 """Pillow's own limit: a quarter of a GiB as RGB."""

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
+from diptych.data.bad_record import BadRecord
 from diptych.data.example import Example, ImageIn, ImageOut, Part, Role, Text
 from diptych.data.images import DEFAULT_MAX_PIXELS, DecodedImage, decode_keyed
-from diptych.data.sources.protocol import BadRecord
 
 Task: TypeAlias = Literal["text_to_image", "image_to_text", "image_edit", "interleaved", "text"]
 """``text_to_image``: text, then the image that is learnt. ``image_to_text``: image and question (or the fixed

@@ -1,4 +1,4 @@
-"""What every reader of data offers, and how it reports a record that cannot be used.
+"""What every reader of data offers.
 
 A reader is described by a frozen config dataclass (``WebDatasetSource``, ``FolderSource``) whose ``build()`` returns
 a ``Source``. A config is what a recipe holds; a source is what a run reads.
@@ -7,27 +7,10 @@ a ``Source``. A config is what a recipe holds; a source is what a run reads.
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
+from diptych.data.bad_record import BadRecord
 from diptych.data.example import Example
 
-
-class BadRecord(Exception):
-    """A record that cannot be used. Streams skip it, count it by ``reason`` and name it in the log.
-
-    Attributes:
-        reason: the kind of fault in a few fixed words ("truncated image", "not UTF-8"), the same for every record with
-            that fault, so that faults can be counted.
-        name: where the record is ("shard-000003.tar/000012.jpg"), so that a person can find it.
-        detail: what exactly is wrong, free text.
-    """
-
-    def __init__(self, reason: str, name: str, detail: str = "") -> None:
-        super().__init__(reason, name, detail)
-        self.reason = reason
-        self.name = name
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+__all__ = ["BadRecord", "NoUsableRecords", "ShardedSource", "Source", "SourceConfig"]
 
 
 class NoUsableRecords(ValueError):
