@@ -5,6 +5,7 @@ sequential network; they take and give RGB in [0, 1], which is turned to [-1, 1]
 (mean 0.02, std 0.75 to 0.85 on photographs and drawings), or scaled further by ``set_measured_scale``.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,14 @@ def load_taef2(folder: str | Path) -> Taef2:
         path = Path(folder) / f"taef2_{name}.safetensors"
         load_exactly(part, read_weights(path), f"{path} does not hold the {name} of taef2")
     return space.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taef2Config:
+    """The tiny autoencoder as the generation space of a recipe."""
+
+    path: str
+    """Folder of the two files."""
+
+    def build(self) -> Taef2:
+        return load_taef2(self.path)

@@ -32,7 +32,7 @@ SAMPLE_PROMPTS = (
     "three yellow hearts",
     "a red circle above a blue square",
     "an orange triangle left of a purple ring",
-    "a pink cross and a green diamond",
+    "a pink ring and a green diamond",
     "a brown heart, a yellow star and a blue circle",
 )
 """What the sample grids of a run show when its data is the built-in world."""

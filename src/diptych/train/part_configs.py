@@ -77,13 +77,11 @@ class PretrainedBackboneConfig:
     """A folder written by ``save_pretrained``, or a hub id."""
     revision: str | None = None
     """Commit of a hub id."""
-    random_weights: bool = False
-    """Take only the configuration and draw fresh weights."""
 
     def build(self, vocab_size: int) -> "nn.Module":
         from diptych.models.backbones.transformers_lm import load_backbone
 
-        return load_backbone(self.path, revision=self.revision, random_weights=self.random_weights)
+        return load_backbone(self.path, revision=self.revision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +120,9 @@ class PretrainedEncoderConfig:
     """A folder written by ``save_pretrained``, or a hub id."""
 
     def build(self) -> "nn.Module":
-        from diptych.models.encoders.huggingface import load_encoder
+        from diptych.models.encoders.huggingface import load_huggingface_encoder
 
-        return load_encoder(self.path)
+        return load_huggingface_encoder(self.path)
 
 
 EncoderConfig: TypeAlias = VitConfig | PretrainedEncoderConfig
@@ -174,19 +172,15 @@ class FeaturesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VaeConfig:
-    """An autoencoder of ``diffusers``, or the tiny VAE of ``interop.taef2``."""
+    """An autoencoder of ``diffusers``."""
 
     path: str
-    """A folder or hub id of AutoencoderKL, AutoencoderTiny or AutoencoderDC; or a folder with the two taef2 files."""
+    """A folder or hub id of AutoencoderKL, AutoencoderTiny or AutoencoderDC."""
 
     def build(self) -> "nn.Module":
-        if (Path(self.path) / "taef2_encoder.safetensors").is_file():
-            from diptych.interop.taef2 import load_taef2
+        from diptych.models.autoencoders.diffusers import load_diffusers_autoencoder
 
-            return load_taef2(self.path)
-        from diptych.models.autoencoders.diffusers import load_autoencoder
-
-        return load_autoencoder(self.path)
+        return load_diffusers_autoencoder(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
