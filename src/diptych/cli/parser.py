@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
         """
         unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
         known = [option for option in self._option_string_actions if option.startswith("--")]
-        hint = f" {nearest(unknown[1], known)}" if unknown else ""
+        hint = f" {nearest(unknown[1], known, count=1)}" if unknown else ""
         raise ValueError(f"{message.removesuffix('.')}.{hint} `{self.prog} --help` shows how it is used.")
 
 

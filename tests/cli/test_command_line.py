@@ -59,7 +59,7 @@ def _fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     [
         (["genrate", "x"], "unknown verb 'genrate'. Did you mean generate"),
         (["zzz"], "unknown verb 'zzz'. Known: demo, train,"),
-        (["generate", "x", "--guidence", "3"], "unrecognized arguments: --guidence. Did you mean --guidance?"),
+        (["generate", "x", "--guidence", "3"], "unrecognized arguments: --guidence 3. Did you mean --guidance?"),
         (["generate", "x", "--steps", "-3"], "argument --steps: must be at least 1, got -3"),
         (["generate", "x", "--steps", "three"], "argument --steps: expected a whole number, got 'three'"),
         (["generate", "x", "--seed", "-1"], "argument --seed: must be at least 0, got -1"),
