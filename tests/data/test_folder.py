@@ -149,3 +149,16 @@ def test_columns_that_are_not_named_are_the_usual_ones(tmp_path):
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png", "title": "named", "text": "usual"}))
     example = FolderSource(path=str(tmp_path), columns=Columns(text=("title",))).build().example(0, 0)
     assert example.parts[0] == Text("named") and example.parts[1].image.pixels[0, 0, 0] == 3
+
+
+def test_images_lists_each_sound_image_once(tmp_path):
+    for name, number in (("a.png", 1), ("b.png", 1), ("c.png", 2)):
+        save_picture(tmp_path / name, number)
+        (tmp_path / name).with_suffix(".txt").write_text(name)
+    (tmp_path / "d.png").write_bytes(b"no image")
+    (tmp_path / "d.txt").write_text("broken")
+    save_picture(tmp_path / "e.png", 5)  # without a text it is no record
+    reader = FolderSource(path=str(tmp_path)).build()
+    images = list(reader.images())
+    assert [image.pixels[0, 0, 0] for image in images] == [1, 2]
+    assert {image.key for image in images} == {example.parts[1].image.key for example in read_once(reader)}

@@ -147,7 +147,9 @@ def test_columns_of_all_tasks(tmp_path):
     second = source(tmp_path, path, task="image_to_text", columns=with_question).example(0, 0)
     assert isinstance(second.parts[0], ImageIn) and second.parts[0].image.pixels[0, 0].tolist() == [9, 0, 7]
     assert second.parts[1] == Text("How many?")
-    third = source(tmp_path, path, task="image_edit").example(0, 0)
+    edits = source(tmp_path, path, task="image_edit")
+    third = edits.example(0, 0)
+    assert [image.key for image in edits.images()] == [third.parts[0].image.key, third.parts[2].image.key]
     assert third.parts[2].image.pixels[0, 0].tolist() == [3, 0, 7] and third.parts[1] == Text("three")
     fourth = source(tmp_path, path, task="interleaved").example(0, 0)
     assert [part.image.pixels[0, 0, 0] for part in fourth.parts if isinstance(part, ImageIn)] == [9, 10]

@@ -34,8 +34,12 @@ class DecodedImage:
 
 def decode_keyed(data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX_PIXELS) -> DecodedImage:
     """``decode_image`` with a key: the same bytes have the same key in every data set."""
-    digest = hashlib.blake2b(data, digest_size=16).hexdigest()
-    return DecodedImage(f"bytes/{digest}", decode_image(data, name, max_pixels))
+    return DecodedImage(content_key(data), decode_image(data, name, max_pixels))
+
+
+def content_key(data: bytes) -> str:
+    """The key of an image with these encoded bytes."""
+    return f"bytes/{hashlib.blake2b(data, digest_size=16).hexdigest()}"
 
 
 def decode_image(data: bytes, name: str = "image", max_pixels: int = DEFAULT_MAX_PIXELS) -> Pixels:

@@ -6,13 +6,14 @@ wrong with a record in the same words for all formats.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 from diptych.data.bad_record import BadRecord
 from diptych.data.example import Example, ImageIn, ImageOut, Part, Role, Text
-from diptych.data.images import DEFAULT_MAX_PIXELS, DecodedImage, decode_keyed
+from diptych.data.images import DEFAULT_MAX_PIXELS, DecodedImage, content_key, decode_keyed
 
 Task: TypeAlias = Literal["text_to_image", "image_to_text", "image_edit", "interleaved", "text"]
 """``text_to_image``: text, then the image that is learnt. ``image_to_text``: image and question (or the fixed
@@ -179,6 +180,23 @@ def build_example(fields: Fields, rule: ExampleRule, epoch: int = 0) -> Example:
         parts = [Text(pick_text(values["question"], epoch))] if "question" in values else []
         parts.append(Text(text, "assistant", is_target=True))
     return Example(tuple(parts), key=fields.key, metadata=fields.metadata)
+
+
+def each_image_once(records: Iterable[Callable[[], Fields]], rule: ExampleRule) -> Iterator[DecodedImage]:
+    """The images of records, equal ones once, without decoding an image twice; broken ones are left out.
+
+    For encoding a whole data set ahead of training. The stream counts and names what is broken.
+    """
+    met: set[str] = set()
+    for read in records:
+        with suppress(BadRecord):
+            fields = read()
+            singles = [fields.values[place] for place in ("image", "target_image") if place in fields.values]
+            for value in singles + list(fields.values.get("images", ())):
+                data = check_image_bytes(value, "image", fields.name)
+                if (key := content_key(data)) not in met:
+                    met.add(key)
+                    yield decode_keyed(data, fields.name, rule.max_pixels)
 
 
 def pick_text(value: str | list[str], epoch: int) -> str:

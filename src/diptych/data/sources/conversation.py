@@ -6,14 +6,23 @@ of a picture by ``<image>``, a list of contents by ``{"type": "image"}``. Paths 
 assistant are drawn.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diptych.data.example import Example
-from diptych.data.images import DEFAULT_MAX_PIXELS
-from diptych.data.records import USUAL_COLUMNS, Columns, ExampleRule, Fields, build_example, read_fields
+from diptych.data.images import DEFAULT_MAX_PIXELS, DecodedImage
+from diptych.data.records import (
+    USUAL_COLUMNS,
+    Columns,
+    ExampleRule,
+    Fields,
+    build_example,
+    each_image_once,
+    read_fields,
+)
 from diptych.data.sources.folder import read_image_file
 from diptych.data.sources.json_lines import JsonLines
 from diptych.data.sources.protocol import NoUsableRecords
@@ -63,6 +72,10 @@ class ConversationReader:
 
     def example(self, index: int, epoch: int) -> Example:
         return build_example(self.fields(index), self._rule, epoch)
+
+    def images(self) -> Iterator[DecodedImage]:
+        """Every sound image once, for encoding them ahead."""
+        return each_image_once((partial(self.fields, index) for index in range(len(self))), self._rule)
 
     def fields(self, index: int) -> Fields:
         """The raw columns of a record, with the bytes of its images."""

@@ -4,12 +4,14 @@ Columns are read as they are stored, so that images are decoded here and a broke
 error in the middle of a batch.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diptych.data.example import Example
-from diptych.data.images import DEFAULT_MAX_PIXELS
+from diptych.data.images import DEFAULT_MAX_PIXELS, DecodedImage
 from diptych.data.records import (
     USUAL_COLUMNS,
     Columns,
@@ -18,6 +20,7 @@ from diptych.data.records import (
     Task,
     build_example,
     check_task,
+    each_image_once,
     read_fields,
 )
 from diptych.data.sources.protocol import BadRecord, NoUsableRecords
@@ -77,6 +80,10 @@ class HuggingFaceReader:
 
     def example(self, index: int, epoch: int) -> Example:
         return build_example(self.fields(index), self._rule, epoch)
+
+    def images(self) -> Iterator[DecodedImage]:
+        """Every sound image once, for encoding them ahead."""
+        return each_image_once((partial(self.fields, index) for index in range(len(self))), self._rule)
 
     def fields(self, index: int) -> Fields:
         """The raw columns of a row, images as encoded bytes."""

@@ -12,12 +12,13 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from diptych.data.example import Example
-from diptych.data.images import DEFAULT_MAX_PIXELS
+from diptych.data.images import DEFAULT_MAX_PIXELS, DecodedImage
 from diptych.data.records import (
     USUAL_COLUMNS,
     Columns,
@@ -27,6 +28,7 @@ from diptych.data.records import (
     build_example,
     check_task,
     decode_json,
+    each_image_once,
     read_fields,
 )
 from diptych.data.sources.protocol import BadRecord, NoUsableRecords
@@ -118,6 +120,10 @@ class LocalShards:
 
     def example(self, index: int, epoch: int) -> Example:
         return build_example(self.fields(index), self._rule, epoch)
+
+    def images(self) -> Iterator[DecodedImage]:
+        """Every sound image once, for encoding them ahead."""
+        return each_image_once((partial(self.fields, index) for index in range(len(self))), self._rule)
 
     def fields(self, index: int) -> Fields:
         """The raw columns of a record."""
