@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from diptych.models.backbones.attention import causal_mask, check_layers, check_mask, see_own_key
+from diptych.models.attention import causal_mask, check_layers, check_mask, see_own_key
 from diptych.models.backbones.cache import CacheExtension, KeyValueCache, check_cache
 from diptych.models.backbones.protocol import BackboneOutput, Cache
 from diptych.models.part import part_kind

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from diptych.flow.path import Prediction
+from diptych.models.attention import attend
 from diptych.models.layers import (
     RMSNorm,
     SwiGLU,
@@ -97,16 +98,15 @@ class LuminaAttention(nn.Module):
         x: Float[Tensor, "batch patches dim"],
         rotary: tuple[Tensor, Tensor],
         condition: Float[Tensor, "batch tokens dim"] | KeysValues,
-        condition_mask: Bool[Tensor, "batch 1 1 tokens"] | None,
+        condition_mask: Bool[Tensor, "batch 1 tokens"] | None,
     ) -> Float[Tensor, "batch patches dim"]:
         query = apply_rotary_interleaved(self._heads(self.query_norm(self.query(x))), *rotary)
         key = apply_rotary_interleaved(self._heads(self.key_norm(self.key(x))), *rotary)
-        mixed = F.scaled_dot_product_attention(query, key, self._heads(self.value(x)))
+        mixed = attend(query, key, self._heads(self.value(x)), None)
         # The condition has no place on the grid: its keys are not turned.
         cross_query = apply_rotary_interleaved(self._heads(self.cross_query_norm(self.cross_query(x))), *rotary)
         cross_key, cross_value = self.keys_values(condition) if isinstance(condition, Tensor) else condition
-        mixed = mixed + F.scaled_dot_product_attention(cross_query, cross_key, cross_value, attn_mask=condition_mask)
-        return self.out(mixed.transpose(1, 2).flatten(2))
+        return self.out(mixed + attend(cross_query, cross_key, cross_value, condition_mask))
 
     def _heads(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch heads seq head_dim"]:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -132,7 +132,7 @@ class LuminaBlock(nn.Module):
         time: Float[Tensor, "batch 1 time_dim"],
         rotary: tuple[Tensor, Tensor],
         condition: Float[Tensor, "batch tokens dim"] | KeysValues,
-        condition_mask: Bool[Tensor, "batch 1 1 tokens"] | None,
+        condition_mask: Bool[Tensor, "batch 1 tokens"] | None,
     ) -> Float[Tensor, "batch patches dim"]:
         attention_scale, attention_gate, ffn_scale, ffn_gate = self.modulation(time).chunk(4, dim=-1)
         y = self.attention_in_norm(x, 1 + attention_scale)
@@ -235,7 +235,7 @@ class LuminaDiT(nn.Module):
             pooled, mask = self._pool(embedded, condition_mask), condition_mask
             block_conditions = [embedded] * self.num_layers
         if mask is not None:
-            mask = mask[:, None, None]
+            mask = mask[:, None]
         grid = (x_t.shape[-2] // self.patch_size, x_t.shape[-1] // self.patch_size)
         x = self.patch_in(patchify(x_t, self.patch_size))
         # The released network is told sigma in thousandths.

@@ -6,8 +6,8 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from diptych.models.attention import attend
 from diptych.models.layers import RMSNorm, SwiGLU, apply_rotary, sinusoidal_embedding
 
 NormKind: TypeAlias = Literal["rms", "layer"]
@@ -65,8 +65,7 @@ class VisionAttention(nn.Module):
         )
         if rotary is not None:
             query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        return self.out(rearrange(attended, "batch heads patches c -> batch patches (heads c)"))
+        return self.out(attend(query, key, value, None))
 
 
 class VisionBlock(nn.Module):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from diptych.models.backbones.attention import attend, causal_mask, see_own_key
+from diptych.models.attention import attend, causal_mask, see_own_key
 
 
 def by_loops(query, key, value, mask):
