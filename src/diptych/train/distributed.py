@@ -1,5 +1,6 @@
 """Several processes: who this one is, what they add up, and how the trained module is wrapped for them."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -55,10 +56,15 @@ def wrap(module: nn.Module, processes: Processes) -> nn.Module:
     """The module as several processes train it: DDP averages gradients; one process needs nothing."""
     if processes.count == 1:
         return module
-    return nn.parallel.DistributedDataParallel(
+    ddp = nn.parallel.DistributedDataParallel
+    # Buffers do not change in training, and processes may run different numbers of forward passes. Torch 2.13 renamed
+    # the switch.
+    renamed = "forward_sync_buffers" in inspect.signature(ddp.__init__).parameters
+    no_buffers: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return ddp(
         module,
         device_ids=[processes.device] if processes.device.type == "cuda" else None,
-        broadcast_buffers=False,
+        **no_buffers,
         find_unused_parameters=True,  # a process whose examples hold no image does not reach the image head
         gradient_as_bucket_view=True,
     )

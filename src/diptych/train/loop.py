@@ -92,7 +92,7 @@ def train(
     _check_objectives(task, recipe)
     _check_trackers(recipe)
     accelerator = Accelerator(
-        cpu=device == "cpu",
+        cpu=device == "cpu" or not torch.accelerator.is_available(),  # told so, accelerate uses gloo
         mixed_precision="no",  # the precision is the recipe's; the loop sets autocast itself
         log_with=list(recipe.logging.trackers) or None,
         project_dir=str(run_dir),

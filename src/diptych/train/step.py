@@ -109,13 +109,13 @@ class Step:
         done: list[dict[str, LossTerm]] = []
         loss = torch.zeros((), device=device)
         flags = torch.zeros(2, device=device)
-        counts: dict[str, Tensor] = {}
+        counts: dict[str, Tensor] | None = None
         if len(batches) > 1 or self.processes.max_micro_batches > 1:
             counts, flags = self._exchange(self._count(batches, seeds), wants_stop)
         for index, (batch, seed) in enumerate(zip(batches, seeds, strict=True)):
             with gradient_sync(self.module, index == len(batches) - 1):
                 terms = self.evaluate(batch, seed)
-                if not counts:
+                if counts is None:
                     counts, flags = self._exchange({name: term.count for name, term in terms.items()}, wants_stop)
                 share = self._weighted(terms, counts)
                 self._backward(share)
@@ -178,7 +178,10 @@ class Step:
 
     def _seed_globally(self, seed: int) -> None:
         """Dropout and the like draw from torch's global generators: the same at every attempt, other on every rank."""
-        torch.manual_seed((seed + 7919 * (self.processes.rank + 1)) % 2**63)
+        seed = (seed + 7919 * (self.processes.rank + 1)) % 2**63
+        torch.default_generator.manual_seed(seed)
+        if self.processes.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:

@@ -1,0 +1,205 @@
+"""Runs in processes of their own: killed and resumed, and two processes against one.
+
+Children are forked from a server that has imported everything already, so each costs a fraction of a second.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import toy_task
+from safetensors.torch import load_file
+from test_loop import assert_equal_weights, metrics
+
+from diptych.train.checkpoint import latest_checkpoint, load_checkpoint
+
+pytestmark = pytest.mark.process
+
+HERE = str(Path(__file__).parent)
+TIMEOUT = 60
+
+
+def child(argv: list[str], log: Path, environment: dict[str, str]) -> None:
+    """What a forked process does: trains, with its output in a file."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    toy_task.main(argv)
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Starts children; stops their server at the end."""
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join([HERE, before]) if before else HERE
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_processes", "diptych.train.loop", "torch.optim.adamw", "torch._dynamo"])
+    yield context
+    os.environ["PYTHONPATH"] = before
+    from multiprocessing import forkserver
+
+    forkserver._forkserver._stop()
+
+
+def start(server, run_dir: Path, *arguments: object, **environment: object):
+    argv = [str(run_dir), *map(str, arguments)]
+    settings = {name: str(value) for name, value in environment.items()}
+    process = server.Process(target=child, args=(argv, run_dir.parent / "log.txt", settings))
+    process.start()
+    return process
+
+
+def finish(process) -> int:
+    process.join(TIMEOUT)
+    if process.is_alive():
+        process.kill()
+        pytest.fail("a child process did not end")
+    return process.exitcode
+
+
+def final_weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    latest = latest_checkpoint(run_dir)
+    assert latest is not None and latest.name == "step-000020"
+    return {**load_checkpoint(latest).weights, **load_file(latest / "model" / "model.safetensors")}
+
+
+@pytest.fixture(scope="module")
+def straight(server, tmp_path_factory) -> Path:
+    """A run that nothing happened to."""
+    run_dir = tmp_path_factory.mktemp("straight") / "run"
+    process = start(server, run_dir)
+    assert finish(process) == 0, (run_dir.parent / "log.txt").read_text()
+    return run_dir
+
+
+def assert_same_run(run_dir: Path, straight: Path) -> None:
+    assert_equal_weights(final_weights(run_dir), final_weights(straight))
+    lines, expected = metrics(run_dir), metrics(straight)
+    assert [(line["step"], line["loss"]) for line in lines] == [(line["step"], line["loss"]) for line in expected]
+
+
+def test_killed_in_the_middle_of_steps_and_saves_a_run_ends_with_the_same_weights(server, straight, tmp_path):
+    run_dir = tmp_path / "run"
+    # before the first checkpoint; in a step; while a checkpoint is written; in the second stage; in its average
+    plan = [("--kill-at", 2), ("--resume", "--kill-at", 5), ("--resume", "--kill-in-save", 1)]
+    plan += [("--resume", "--kill-at", 9), ("--resume", "--kill-at", 14)]
+    for arguments in plan:
+        assert finish(start(server, run_dir, *arguments)) == -signal.SIGKILL, (tmp_path / "log.txt").read_text()
+    assert finish(start(server, run_dir, "--resume")) == 0, (tmp_path / "log.txt").read_text()
+    assert_same_run(run_dir, straight)
+    assert not [path for path in (run_dir / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
+def kill_at_random_moments(server, tmp_path: Path, straight: Path, seed: int, num_kills: int) -> None:
+    """Kills the run whenever a random number of metrics lines have been written, and a random moment later."""
+    random.seed(seed)
+    run_dir = tmp_path / "run"
+    for _ in range(num_kills):
+        process = start(server, run_dir, *(["--resume"] if (run_dir / "recipe.json").exists() else []))
+        have = len(metrics(run_dir))
+        wanted = have + random.randint(1, 6)
+        deadline = time.monotonic() + TIMEOUT
+        while process.is_alive() and len(metrics(run_dir)) < wanted and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(random.random() * 0.1)
+        process.kill()
+        finish(process)
+        for line in (run_dir / "metrics.jsonl").read_text().splitlines()[:-1]:
+            assert line.startswith("{") and line.endswith("}")
+    assert finish(start(server, run_dir, "--resume")) == 0, (tmp_path / "log.txt").read_text()
+    assert_same_run(run_dir, straight)
+
+
+def test_killed_at_random_moments(server, straight, tmp_path):
+    kill_at_random_moments(server, tmp_path, straight, seed=0, num_kills=4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 21))
+def test_killed_at_many_random_moments(server, straight, tmp_path, seed):
+    kill_at_random_moments(server, tmp_path, straight, seed=seed, num_kills=6)
+
+
+def test_ctrl_c_in_another_process_saves_and_says_how_to_resume(server, straight, tmp_path):
+    run_dir = tmp_path / "run"
+    process = start(server, run_dir)
+    deadline = time.monotonic() + TIMEOUT
+    while process.is_alive() and len(metrics(run_dir)) < 4 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGINT)
+    assert finish(process) == 0
+    assert f"Continue with: diptych resume {run_dir}" in (tmp_path / "log.txt").read_text().replace("\n", "")
+    assert finish(start(server, run_dir, "--resume")) == 0
+    assert_same_run(run_dir, straight)
+
+
+# --- two processes
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start_two(server, run_dir: Path, *arguments: object, **environment: object) -> list:
+    port = free_port()
+    return [
+        start(server, run_dir, *arguments, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2,
+              MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **environment)
+        for rank in range(2)
+    ]  # fmt: skip
+
+
+COMPARED = (
+    "--one-stage", "--stages.only.num-steps", 20, "--checkpoints.every-steps", 1, "--checkpoints.keep", 20,
+    "--stages.only.optimizer.clip-norm", "None",
+)  # fmt: skip
+
+
+def first_gradients(run_dir: Path) -> dict[str, torch.Tensor]:
+    """AdamW's first moment after one step is (1 - beta_1) times the gradient."""
+    state = load_checkpoint(run_dir / "checkpoints" / "step-000001")
+    return {
+        name.removeprefix("exp_avg/"): tensor / (1 - 0.9)
+        for name, tensor in state.optimizer.items()
+        if name.startswith("exp_avg/")
+    }
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_two_processes_give_the_gradients_and_losses_of_one(server, tmp_path, accumulation):
+    arguments = (*COMPARED, "--stages.only.gradient-accumulation", accumulation)
+    (tmp_path / "one").mkdir()
+    processes = [start(server, tmp_path / "one" / "run", *arguments), *start_two(server, tmp_path / "two", *arguments)]
+    assert [finish(process) for process in processes] == [0, 0, 0], (tmp_path / "log.txt").read_text()
+    one, two = first_gradients(tmp_path / "one" / "run"), first_gradients(tmp_path / "two")
+    assert set(one) == set(two) and len(one) == 13
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-6
+    losses = [[line["loss"] for line in metrics(run)] for run in (tmp_path / "one" / "run", tmp_path / "two")]
+    assert len(losses[0]) == len(losses[1]) == 20
+    assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < 1e-5
+    rates = [line["grad_norm"] for line in metrics(tmp_path / "two")]
+    assert rates == pytest.approx([line["grad_norm"] for line in metrics(tmp_path / "one" / "run")], rel=1e-4)
+
+
+def test_accelerate_launch_trains_with_two_processes(tmp_path):
+    # --multi_gpu is accelerate's name for several processes on one machine; without a GPU they use gloo.
+    options = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *options, f"--main_process_port={free_port()}"]
+    command = [*launch, "toy_task.py", str(tmp_path / "run"), "--one-stage", "--stages.only.num-steps", "3"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=200, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("Done: 3 steps") == 1 and done.stdout.count('"step": 3') == 2
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3]
