@@ -26,7 +26,8 @@ class FeatureCache:
         self._places: dict[tuple[str, str], tuple[int, int]] = {}
 
     def __len__(self) -> int:
-        return len(self._places)
+        """Number of feature maps held; one that serves two spaces counts once."""
+        return sum(len(block) for block in self._blocks)
 
     @property
     def num_bytes(self) -> int:

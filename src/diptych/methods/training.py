@@ -1,6 +1,6 @@
 """From a recipe to a running training: what every method that composes a unified model hands to the loop."""
 
-import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +23,6 @@ from diptych.unified import DrawSettings, UnifiedModel
 if TYPE_CHECKING:
     from diptych.data.sources.protocol import Source
 
-logger = logging.getLogger(__name__)
-
 SAMPLE_PROMPTS = (
     "a red circle",
     "a photo of a blue star",
@@ -38,6 +36,7 @@ SAMPLE_PROMPTS = (
 """What the sample grids of a run show when its data is the built-in world."""
 
 CACHE_BATCH = 64
+SECONDS_BETWEEN_NEWS = 10
 
 
 def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> TrainingTask:
@@ -141,6 +140,7 @@ def fill_cache(
     """
     model.eval()
     total = sum(stage.mix.values())
+    started = shown = time.perf_counter()
     for name, source in sources.items():
         num_drawn = stage.num_steps * stage.batch_size * stage.mix[name] / total
         num_epochs = min(int(num_drawn / len(source)) + 1, 8)
@@ -152,9 +152,13 @@ def fill_cache(
             if len(keys) == CACHE_BATCH:
                 _encode_into(model, cache, keys, images, use_bfloat16)
                 keys, images = [], []
+                if time.perf_counter() - shown > SECONDS_BETWEEN_NEWS:
+                    shown = time.perf_counter()
+                    print(f"encoding images once: {len(cache):,} ({len(cache) / (shown - started):.0f}/s)", flush=True)
         if keys:
             _encode_into(model, cache, keys, images, use_bfloat16)
-    logger.info("cached the features of %d images, %.0f MB", len(cache), cache.num_bytes / 1e6)
+    seconds = time.perf_counter() - started
+    print(f"encoded {len(cache):,} images once in {seconds:.0f} s ({cache.num_bytes / 1e6:.0f} MB)", flush=True)
 
 
 def _keyed_images(source: "Source", num_epochs: int, cache: FeatureCache) -> Iterator[tuple[str, ImageLike]]:
