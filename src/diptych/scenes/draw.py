@@ -184,9 +184,11 @@ def coverage(
 @lru_cache
 def shape_extent(shape: str) -> tuple[float, float, float, float]:
     """(left, top, right, bottom) of the tight box around a shape of radius 1 about its centre."""
-    vertical, horizontal = strips(shape, 4096)
-    half_width = round(float(np.abs(horizontal).max()), 4)
-    return -half_width, float(vertical[0, 0]), half_width, float(vertical[-1, 1])
+    heights, _, spans = _OUTLINES[shape]
+    # The widest place is a corner, at one of the heights, or inside a round section, where fine strips find it.
+    corners = [end for y in heights for side in (-1e-6, 1e-6) for span in spans(y + side) for end in span]
+    half_width = round(max(*corners, float(strips(shape, 256)[1].max())), 5)
+    return -half_width, heights[0], half_width, heights[-1]
 
 
 def object_box(item: SceneObject) -> tuple[float, float, float, float]:

@@ -24,6 +24,8 @@ _START_BLUR = 0.8
 _LARGEST_STRETCH = 1.3
 _CANDIDATES = 3
 _ITERATIONS = 4
+_HOPELESS_FACTOR, _HOPELESS_MARGIN = 3.0, 0.05  # a candidate whose mismatch is beyond this line is dropped
+_SETTLED = 0.05
 
 
 def _template_tables() -> tuple[Float[ndarray, "shapes edges"], Float[ndarray, "shapes strips spans 2"]]:
@@ -86,6 +88,10 @@ def _cells(ramp: Float[ndarray, "*points edges"]) -> Float[ndarray, "*points cel
     return ramp[..., :-1] - ramp[..., 1:]
 
 
+def _down_strips(ramps: Float[ndarray, "templates edges cells"]) -> Float[ndarray, "templates cells strips"]:
+    return (ramps[:, 1:] - ramps[:, :-1]).transpose(0, 2, 1)
+
+
 def _across_spans(ends: Float[ndarray, "templates strips 4 cells"]) -> Float[ndarray, "templates strips cells"]:
     """Sum over the two spans (left, right, left, right) of a strip."""
     result = ends[:, :, 1] - ends[:, :, 0]
@@ -101,7 +107,7 @@ def draw_templates(
     center_x, center_y, radius_x, radius_y, blur = parameters.astype(np.float32).T[..., None]
     rows, _ = _ramps(_EDGES[shapes] * radius_y + center_y, blur, height)
     cols, _ = _ramps(_ENDS[shapes] * radius_x[..., None] + center_x[..., None], blur[..., None], width)
-    return _cells(np.diff(rows, axis=1)).transpose(0, 2, 1) @ _across_spans(_cells(cols))
+    return _down_strips(_cells(rows)) @ _across_spans(_cells(cols))
 
 
 def _templates_and_slopes(
@@ -112,7 +118,7 @@ def _templates_and_slopes(
     edges, ends = _EDGES[shapes], _ENDS[shapes]
     ramp, slope = _ramps(edges * radius_y + center_y, blur, height)
     steps = [ramp, slope, edges[..., None] * slope, slope * (1 - slope)]
-    row, row_y, row_r, row_b = (_cells(np.diff(step, axis=1)).transpose(0, 2, 1) for step in steps)
+    row, row_y, row_r, row_b = (_down_strips(_cells(step)) for step in steps)
     ramp, slope = _ramps(ends * radius_x[..., None] + center_x[..., None], blur[..., None], width)
     steps = [ramp, slope, ends[..., None] * slope, slope * (1 - slope)]
     col, col_x, col_r, col_b = (_across_spans(_cells(step)) for step in steps)
@@ -150,13 +156,41 @@ def fit_shape(
         near: the region and its rim, from which the moments are taken.
         noise: standard deviation of ``level``.
     """
+    parameters = _starts(np.where(near, level, 0))
+    if parameters is None:
+        return None
     height, width = level.shape
-    masked = np.where(near, level, 0)
-    area = float(masked.sum())
+    weights = weight.reshape(-1).astype(np.float32)
+    values = level.reshape(-1)
+    shapes = np.arange(len(SHAPES))
+    errors = _mismatches(draw_templates(shapes, parameters, height, width), values, weights, noise)
+    kept = np.argsort(errors, kind="stable")[:_CANDIDATES]
+    for _ in range(_ITERATIONS):
+        shapes, parameters = shapes[kept], parameters[kept]
+        slopes = _templates_and_slopes(shapes, parameters, height, width)
+        errors = _mismatches(slopes[0], values, weights, noise)
+        kept = np.flatnonzero(errors <= _HOPELESS_FACTOR * errors.min() + _HOPELESS_MARGIN)
+        moved = _gauss_newton_step(slopes[:, kept], parameters[kept], values, weights)
+        is_settled = len(kept) == 1 and float(np.abs(moved - parameters[kept]).max()) < _SETTLED
+        parameters[kept] = moved
+        if is_settled:
+            break
+    shapes, parameters = shapes[kept], parameters[kept]
+    templates = draw_templates(shapes, parameters, height, width)
+    squeezed = np.abs(np.log(parameters[:, 2] / parameters[:, 3]))
+    errors = _mismatches(templates, values, weights, noise) + SQUEEZE_PENALTY * np.maximum(squeezed - 0.05, 0) ** 2
+    best = int(errors.argmin())
+    return Fit(SHAPES[int(shapes[best])], *parameters[best].tolist(), float(errors[best]), templates[best])
+
+
+def _starts(level: Float[ndarray, "height width"]) -> Float[ndarray, "shapes 5"] | None:
+    """Parameters for every shape from the moments of ``level``; None where nothing is."""
+    height, width = level.shape
+    area = float(level.sum())
     if area < _AREAS.min() * _SMALLEST_RADIUS**2 / 2:
         return None
     across, down = np.arange(width) + 0.5, np.arange(height) + 0.5
-    by_column, by_row = masked.sum(0), masked.sum(1)
+    by_column, by_row = level.sum(0), level.sum(1)
     mass_x, mass_y = float(by_column @ across) / area, float(by_row @ down) / area
     variance_x = float(by_column @ (across - mass_x) ** 2) / area - _START_BLUR**2 / 3
     variance_y = float(by_row @ (down - mass_y) ** 2) / area - _START_BLUR**2 / 3
@@ -166,21 +200,9 @@ def fit_shape(
     stretch = np.sqrt(np.clip(stretch, 1 / _LARGEST_STRETCH, _LARGEST_STRETCH))
     radius_x = np.clip(radius * stretch, _SMALLEST_RADIUS, _LARGEST_RADIUS)
     radius_y = np.clip(radius / stretch, _SMALLEST_RADIUS, _LARGEST_RADIUS)
-    columns = [np.full_like(radius, mass_x), mass_y - _MASS_HEIGHTS * radius_y, radius_x, radius_y]
-    parameters = np.stack([*columns, np.full_like(radius, _START_BLUR)], axis=1)
-    shapes = np.arange(len(SHAPES))
-    weights = weight.reshape(-1).astype(np.float32)
-    values = level.reshape(-1)
-    errors = _mismatches(draw_templates(shapes, parameters, height, width), values, weights, noise)
-    best = np.argsort(errors, kind="stable")[:_CANDIDATES]
-    shapes, parameters = shapes[best], parameters[best]
-    for _ in range(_ITERATIONS):
-        parameters = _gauss_newton_step(shapes, parameters, values, weights, height, width)
-    templates = draw_templates(shapes, parameters, height, width)
-    squeezed = np.abs(np.log(parameters[:, 2] / parameters[:, 3]))
-    errors = _mismatches(templates, values, weights, noise) + SQUEEZE_PENALTY * np.maximum(squeezed - 0.05, 0) ** 2
-    best = int(errors.argmin())
-    return Fit(SHAPES[int(shapes[best])], *parameters[best].tolist(), float(errors[best]), templates[best])
+    center_x = np.full_like(radius, mass_x)
+    center_y = mass_y - _MASS_HEIGHTS * radius_y
+    return np.stack([center_x, center_y, radius_x, radius_y, np.full_like(radius, _START_BLUR)], axis=1)
 
 
 def _mismatches(
@@ -190,35 +212,33 @@ def _mismatches(
     noise: float,
 ) -> Float[ndarray, " templates"]:
     """Squared error left after the best amplitude and offset, less what noise explains, over the template's energy."""
-    flat = templates.reshape(len(templates), -1)
-    count = weights.sum()
-    mean_value = (values * weights).sum() / count
-    mean_flat = flat @ weights / count
-    centered = (flat - mean_flat[:, None]) * weights
-    target = (values - mean_value) * weights
-    energy = np.maximum((centered * centered).sum(1), 1e-6)
-    amplitude = centered @ target / energy
-    left = np.maximum((target @ target) - amplitude**2 * energy - noise**2 * count, 0)
-    covered = np.maximum(flat @ weights, 1.0)
-    return np.where(amplitude > 0.05, left / np.maximum(amplitude, 0.05) ** 2 / covered, np.inf)
+    flat = templates.reshape(len(templates), -1) * weights
+    target = values * weights
+    count = float(weights.sum())
+    total = float(target.sum())
+    covered = flat.sum(1)
+    energy = np.maximum(np.einsum("tp,tp->t", flat, flat) - covered**2 / count, 1e-6)
+    amplitude = (flat @ target - covered * (total / count)) / energy
+    left = np.maximum(float(target @ target) - total**2 / count - amplitude**2 * energy - noise**2 * count, 0)
+    return np.where(amplitude > 0.05, left / np.maximum(amplitude, 0.05) ** 2 / np.maximum(covered, 1.0), np.inf)
 
 
 _LONGEST_STEP = np.array([1.0, 1.0, 1.0, 1.0, 0.7])
 
 
 def _gauss_newton_step(
-    shapes: Int[ndarray, " templates"],
+    slopes: Float[ndarray, "6 templates height width"],
     parameters: Float[ndarray, "templates 5"],
     values: Float[ndarray, " pixels"],
     weights: Float[ndarray, " pixels"],
-    height: int,
-    width: int,
 ) -> Float[ndarray, "templates 5"]:
     """Solve for amplitude, offset and a step of the parameters together, as the template is linear in the former."""
-    count = len(shapes)
-    pictures = _templates_and_slopes(shapes, parameters, height, width).reshape(6, count, -1) * weights
-    constant = np.broadcast_to(weights, (1, count, len(weights)))
-    basis = np.concatenate([pictures[:1], constant, pictures[1:]]).transpose(1, 0, 2)
+    count, height, width = slopes.shape[1:]
+    pictures = slopes.reshape(6, count, -1) * weights
+    basis = np.empty((count, 7, len(weights)), np.float32)
+    basis[:, 0] = pictures[0]
+    basis[:, 1] = weights
+    basis[:, 2:] = pictures[1:].transpose(1, 0, 2)
     normal = (basis @ basis.transpose(0, 2, 1)).astype(np.float64)
     diagonal = np.einsum("kii->ki", normal)
     diagonal += 1e-3 + 1e-3 * diagonal
