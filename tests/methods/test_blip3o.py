@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.tiny_models import TINY, tiny_model
 
 from diptych.data.sources.scenes import ScenesSource
 from diptych.flow.time import DiscreteTime, UniformTime
 from diptych.methods.blip3o import Blip3oObjectives
+from tests.tiny_models import TINY, tiny_model
 
 
 def examples(count=6, tasks=("text_to_image", "question_answering", "image_edit", "multi_reference", "interleaved")):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.tiny_models import tiny_model
 
 from diptych.data.example import Example, ImageIn, ImageOut, Text
 from diptych.unified.prompts import is_batch, split_batch
+from tests.tiny_models import tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +241,7 @@ def test_log_likelihood_sums_to_the_probability_of_each_token(model):
 
 def test_hidden_states_have_one_row_per_token(model):
     states = model.hidden_states("What is it?", [0, 1, 2])
-    assert {layer: state.shape for layer, state in states.items()} == {i: states[0].shape for i in (0, 1, 2)}
+    assert {layer: state.shape for layer, state in states.items()} == dict.fromkeys((0, 1, 2), states[0].shape)
     with pytest.raises(ValueError, match=r"layers must lie in 0\.\.2"):
         model.hidden_states("What is it?", [9])
 

@@ -83,7 +83,7 @@ class Batch:
 def _move(value: _T, device: torch.device) -> _T:
     """A dataclass, tuple or tensor with every tensor in it on ``device``."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return value.to(device, non_blocking=True)  # type: ignore[return-value]
     if isinstance(value, tuple):
         return tuple(_move(item, device) for item in value)  # type: ignore[return-value]
     if is_dataclass(value) and not isinstance(value, type):

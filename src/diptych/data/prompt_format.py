@@ -188,7 +188,7 @@ class _SpanWriter:
 
     def template(self, template: str, is_target: bool = False) -> None:
         if template:
-            self._tokens(_template_tokens(template, self.tokenizer), is_target)
+            self._tokens(_template_tokens(template, self.tokenizer), is_target)  # type: ignore[arg-type]
 
     def text(self, text: str, is_target: bool) -> None:
         self._tokens(self.tokenizer.encode(text), is_target)
