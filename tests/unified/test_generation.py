@@ -64,7 +64,7 @@ def test_rules_of_batches():
 
 @pytest.mark.parametrize("prompt", ["", "   ", [], [[""]], [[]]])
 def test_an_empty_prompt_is_refused(model, prompt):
-    with pytest.raises(ValueError, match="empty|no prompt"):
+    with pytest.raises(ValueError, match=r"empty|no prompt"):
         model.generate_image(prompt)
 
 
@@ -226,7 +226,7 @@ def test_log_likelihood_sums_to_the_probability_of_each_token(model):
     parts = split_batch("What is it?", False)[0]
     example = Example((*parts, Text(answer, role="assistant", is_target=True)))
     batch = model.collator()([example])
-    tokens = model.tokenizer.encode(answer) + [model.tokenizer.special["<|end|>"]]
+    tokens = [*model.tokenizer.encode(answer), model.tokenizer.special["<|end|>"]]
     assert batch.target_ids.tolist() == tokens
     length = int((batch.layout.example_ids[0] >= 0).sum())
     ids = batch.token_ids[0, :length]

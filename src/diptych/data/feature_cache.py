@@ -17,8 +17,7 @@ def image_key(image: ImageLike | None) -> str | None:
 class FeatureCache:
     """A table in memory from (space, image key) to features of shape ``channels rows cols``.
 
-    ``space`` says whose features they are ("input" or "output"). Entries are rows of a few large tensors, so that a
-    table shared with worker processes is not copied.
+    ``space`` says whose features they are ("input" or "output").
     """
 
     def __init__(self) -> None:
@@ -46,7 +45,7 @@ class FeatureCache:
         keys, spaces = list(keys), tuple(spaces)
         if len(keys) != len(features):
             raise ValueError(f"{len(keys)} keys were given for {len(features)} rows of features.")
-        self._blocks.append(features.detach().to("cpu", torch.float32).contiguous().share_memory_())
+        self._blocks.append(features.detach().to("cpu", torch.float32).contiguous())
         for row, key in enumerate(keys):
             for space in spaces:
                 self._places.setdefault((space, key), (len(self._blocks) - 1, row))
