@@ -170,16 +170,14 @@ def test_info_shows_parts_and_card(model_folder: Path, capsys: pytest.CaptureFix
 
 def test_evaluate_writes_scores_and_report(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     command = ["evaluate", model_folder, "--num-per-category", 1, "--out", tmp_path / "scores"]
-    lines = _run(capsys, *command, "--on", "questions,editing", "--splits", "test,novel")
+    lines = _run(capsys, *command, "--on", "editing", "--splits", "test,novel")
     assert [Path(line).name for line in lines[-2:]] == ["scores.json", "report.html"]
     tables = read_scores(lines[-2])
-    assert {table.benchmark for table in tables} == {
-        "question-answering", "editing", "question-answering (novel)", "editing (novel)",
-    }  # fmt: skip
+    assert {table.benchmark for table in tables} == {"editing", "editing (novel)"}
     assert {table.contender for table in tables} == {"tiny", "oracle", "chance", "copy-input"}
     assert all(table.overall.value == 1 for table in tables if table.contender == "oracle")
     page = Path(lines[-1]).read_text()
-    assert "Question answering (novel)" in page and "expected: " in page
+    assert "Editing (novel)" in page and "<figcaption>target</figcaption>" in page
     assert "there is no 'question'. Did you mean questions" in _fails(capsys, *command, "--on", "question")
     assert "there is no 'tests'. Did you mean test" in _fails(capsys, *command, "--splits", "tests")
 
@@ -277,7 +275,8 @@ def test_train_help_lists_the_fields_of_the_recipe(capsys: pytest.CaptureFixture
 
 
 def test_the_demo_runs_from_end_to_end(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    command = ["demo", "--model", model_folder, "--recipe", RECIPE, "--num-per-category", 1, "--out", tmp_path / "demo"]
+    command = ["demo", "--model", model_folder, "--recipe", RECIPE, "--num-per-category", 1, "--on", "questions"]
+    command += ["--out", tmp_path / "demo"]
     lines = _run(capsys, *command)
     report = Path(lines[-1])
     assert report == tmp_path / "demo" / "report.html"

@@ -214,7 +214,7 @@ def test_what_the_page_says():
         "goal 0.80 ✗ missed",
         "95 %: 0.67 – 0.72",
         "0.512 0.48 – 0.53",
-        "1 of the 2 answers shown are right.",
+        "1 of the 2 shown are right.",
         "And this? (no answer) expected: a circle",
         "all 1,235,567 7",
         "encoder ViT 1,000 frozen",
@@ -246,6 +246,16 @@ def test_any_section_may_be_missing(left_out: str):
     empty = ReportData(title="x")
     page = Page(render_report(replace(full, **{left_out: getattr(empty, left_out)})))
     assert page.text.startswith("A run x" if left_out != "created" else "")
+
+
+def test_neighbours_stand_under_the_name_of_their_system():
+    answers = tuple(
+        Answer(image=_picture(), question="q", answer="a", is_right=is_right, system=system)
+        for system, is_right in (("first", True), ("first", True), ("second", False), ("second", None))
+    )
+    page = Page(render_report(ReportData(title="x", answers=answers)))
+    assert "first 2 of the 2 shown are right." in page.text
+    assert "second 0 of the 1 shown are right." in page.text
 
 
 def test_a_report_with_nothing_but_a_title():

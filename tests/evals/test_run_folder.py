@@ -148,7 +148,7 @@ def test_scores_come_in_with_intervals(run: Path):
     assert (board.systems, board.references) == (("mine", "chance"), ("chance",))
     assert [(row.name, row.is_total) for row in board.rows] == [
         ("counting", False),
-        ("color attr", False),
+        ("attribute binding", False),
         ("overall", True),
     ]
     overall = tables[1].overall

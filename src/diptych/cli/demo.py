@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.cli.evaluate import TASKS, Scored, score_model
+from diptych.cli.evaluate import TASKS, Scored, chosen_names, score_model
 from diptych.cli.main import INTERRUPTED
 from diptych.cli.models import DEFAULT_MODEL, load_model, model_record, writable_folder
 from diptych.cli.parser import Parser, whole_number
@@ -77,12 +77,19 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--num-per-category", type=whole_number(1), default=60, metavar="N", help="scored items (default: 60)"
     )
+    parser.add_argument(
+        "--on",
+        default="geneval,questions,editing",
+        metavar="TASKS",
+        help=f"what both are scored on, of {', '.join(TASKS)} (default: all but the last)",
+    )
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes a GPU where there is one")
     parser.add_argument("--dtype", default="auto", help="of the models when they draw (default: auto)")
 
 
 def run(arguments: Namespace) -> int:
     from rich.console import Console
+    from rich.markup import escape
 
     from diptych.cli.score_tables import print_scores
     from diptych.evals.report import write_report
@@ -91,17 +98,19 @@ def run(arguments: Namespace) -> int:
     from diptych.train.presets import load_preset
 
     console = Console(highlight=False)
+    tasks = chosen_names(arguments.on, TASKS, "--on")
+    name = Path(arguments.model).name
     recipe = load_preset(arguments.recipe)
     folder = _free_folder(writable_folder(arguments.out))
     run_dir = folder / "run"
 
-    _announce(console, 1, f"{arguments.model} draws, edits and answers")
+    _announce(console, 1, f"{name} draws, edits and answers")
     bundled = load_model(arguments.model, arguments, "image_edit")
     opening = open_demo(bundled, arguments.model, folder / "pictures")
     for path in sorted((folder / "pictures").iterdir()):
         console.print(f"  {path}", soft_wrap=True)
     for answer in opening.answers:
-        console.print(f"  {answer.question}  [bold]{answer.answer}[/bold]")
+        console.print(f"  {answer.question}  [bold]{escape(answer.answer)}[/bold]")
 
     _announce(console, 2, f"{recipe.name} is trained from scratch, {recipe.num_steps:,} steps")
     # Both models are scored alike at the end, so the run need not score itself.
@@ -114,8 +123,9 @@ def run(arguments: Namespace) -> int:
     _announce(console, 3, "both are scored on combinations that the training never showed")
     trained = load(result.model_folder, device=arguments.device, dtype=arguments.dtype)
     scored = [
-        score(trained, "trained here", arguments.num_per_category),
-        score(bundled, arguments.model, arguments.num_per_category),
+        score_model(trained, tasks, num_per_category=arguments.num_per_category, contender="trained here"),
+        # The references are the same for both.
+        score_model(bundled, tasks, num_per_category=arguments.num_per_category, contender=name, references=False),
     ]
     tables = _merged(scored)
     print_scores(tables, console)
@@ -141,19 +151,11 @@ def open_demo(model: "UnifiedModel", name: str, folder: Path) -> Opening:
     save_png(edited, folder / f"{file_slug(EDIT)}.png", {**record, "prompt": EDIT, "seed": 0})
     texts = model.generate_text([[images[index], question] for index, question in QUESTIONS], max_new_tokens=16)
     answers = tuple(
-        Answer(image=images[index], question=question, answer=text)
+        Answer(image=images[index], question=question, answer=text, system=Path(name).name)
         for (index, question), text in zip(QUESTIONS, texts, strict=True)
     )
-    edit = Edit(source=images[0], instruction=EDIT, result=edited)
+    edit = Edit(source=images[0], instruction=EDIT, result=edited, system=Path(name).name)
     return Opening(images, edit, answers, time.perf_counter() - started)
-
-
-def score(model: "UnifiedModel", name: str, num_per_category: int) -> Scored:
-    """Generation, questions and edits, as far as the model can do them."""
-    tasks = [task for task in TASKS if task != "multi-reference"]
-    if "image_edit" not in model.capabilities:
-        tasks.remove("editing")
-    return score_model(model, tasks, num_per_category=num_per_category, contender=name)
 
 
 def demo_report(
@@ -170,8 +172,10 @@ def demo_report(
     now = datetime.now()
     training = report_data_from_run(run_dir)
     trained, bundled = scored
+    name = Path(arguments.model).name
+    took = ", ".join(filter(None, (training.headlines[-1].text, training.headlines[-1].detail)))
     first = Gallery(
-        title=arguments.model,
+        title=name,
         drawings=tuple(
             Drawing(image=image, prompt=prompt) for image, prompt in zip(opening.images, PROMPTS, strict=True)
         ),
@@ -184,17 +188,17 @@ def demo_report(
         training,
         title="diptych demo",
         summary=(
-            f"{training.title} trained from scratch on the built-in world, beside {arguments.model}. The pictures are "
+            f"{training.title}, trained from scratch on the built-in world in {took}, beside {name}. The pictures are "
             "synthetic; scores are on combinations that the training never showed."
         ),
         created=f"{now:%A} {now.day} {now:%B %Y, %H:%M}",
         command=shlex.join(arguments.words),
         environment={**training.environment, "model": f"{about['model']} {about['model_fingerprint']}",
                      "scoring": format_duration(scoring)},
-        headlines=(*headlines_of(own, GOALS), *headlines_of(others), *training.headlines),
+        headlines=(*headlines_of(own, GOALS), *headlines_of(others)),
         galleries=(first, *drawing_gallery(trained.samples, "trained here")),
-        edits=(opening.edit, *shown_edits(trained.samples, 3), *shown_edits(bundled.samples, 4)),
-        answers=(*opening.answers, *shown_answers(trained.samples, 9)),
+        edits=(opening.edit, *shown_edits(bundled.samples, name, 3), *shown_edits(trained.samples, "trained here", 4)),
+        answers=(*opening.answers, *shown_answers(trained.samples, "trained here", 12)),
         score_boards=score_boards(_merged(scored)),
         files=tuple(
             [FileLink(path="scores.json", detail="every score"), FileLink(path="pictures", detail="the first pictures")]

@@ -67,8 +67,8 @@ def run(arguments: Namespace) -> int:
     from diptych.evals.report import write_report
     from diptych.evals.scores_file import write_scores
 
-    tasks = _names(arguments.on, TASKS, "--on")
-    splits = _names(arguments.splits, SPLITS, "--splits") or ["test"]
+    tasks = chosen_names(arguments.on, TASKS, "--on")
+    splits = chosen_names(arguments.splits, SPLITS, "--splits") or ["test"]
     name = arguments.model.rstrip("/")
     contender = Path(name).name or name
     model = load_model(name, arguments)
@@ -89,10 +89,7 @@ def run(arguments: Namespace) -> int:
         "seed": arguments.seed,
         "seconds": round(scored.seconds, 1),
     }
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 140
-    print_scores(scored.tables, console)
+    print_scores(scored.tables, Console(highlight=False))
     print(write_scores(scored.tables, folder / "scores.json", about))
     print(write_report(evaluation_report(contender, scored, about, arguments.words), folder / "report.html"))
     return 0
@@ -107,6 +104,7 @@ def score_model(
     seed: int = 0,
     contender: str = "model",
     batch_size: int = 64,
+    references: bool = True,
 ) -> Scored:
     """Runs the benchmarks on each split, with progress on stderr. Benchmarks of a later split carry its name."""
     from rich.console import Console
@@ -135,6 +133,7 @@ def score_model(
                 seed,
                 contender,
                 batch_size,
+                references,
                 progress=report,
             )
             suffix = "" if split == splits[0] else f" ({split})"
@@ -168,7 +167,7 @@ def evaluation_report(contender: str, scored: Scored, about: dict[str, Any], wor
     )
 
 
-def _names(text: str | None, known: Sequence[str], option: str) -> list[str]:
+def chosen_names(text: str | None, known: Sequence[str], option: str) -> list[str]:
     """The comma-separated names of an option; ``all`` and ``scenes`` mean all of them.
 
     Raises:

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Sequence
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
 
 from PIL import Image
@@ -102,11 +103,8 @@ def _sections(data: ReportData) -> list[tuple[str, Html]]:
     # With one gallery or table the section's title is enough.
     return [
         ("Drawings", join([_gallery(gallery) for gallery in data.galleries])),
-        (
-            "Edits",
-            element("div", [_edit(edit) for edit in data.edits], class_="grid edits") if data.edits else Html(""),
-        ),
-        ("Questions", _answers(data.answers)),
+        ("Edits", join([_edits(who, list(some)) for who, some in groupby(data.edits, lambda edit: edit.system)])),
+        ("Questions", join([_answers(who, list(some)) for who, some in groupby(data.answers, lambda a: a.system)])),
         ("Scores", join([_score_board(table) for table in data.score_boards])),
         (
             "Training curves",
@@ -194,6 +192,10 @@ def _gallery(gallery: Gallery) -> Html:
     return join([_heading(gallery.title, gallery.note), element("div", drawings, class_="grid gallery")])
 
 
+def _edits(system: str, edits: Sequence[Edit]) -> Html:
+    return join([_heading(system, ""), element("div", [_edit(edit) for edit in edits], class_="grid edits")])
+
+
 def _edit(edit: Edit) -> Html:
     stages = [("source", edit.source), ("result", edit.result), ("target", edit.target)]
     pictures = [
@@ -210,9 +212,7 @@ def _edit(edit: Edit) -> Html:
     )
 
 
-def _answers(answers: Sequence[Answer]) -> Html:
-    if not answers:
-        return Html("")
+def _answers(system: str, answers: Sequence[Answer]) -> Html:
     pairs = []
     for answer in answers:
         expected = None
@@ -232,8 +232,8 @@ def _answers(answers: Sequence[Answer]) -> Html:
             )
         )
     scored = [answer.is_right for answer in answers if answer.is_right is not None]
-    note = f"{sum(scored)} of the {len(scored)} answers shown are right." if scored else ""
-    return join([_heading("", note), element("div", pairs, class_="grid answers")])
+    note = f"{sum(scored)} of the {len(scored)} shown are right." if scored else ""
+    return join([_heading(system, note), element("div", pairs, class_="grid answers")])
 
 
 def _score_board(table: ScoreBoard) -> Html:

@@ -167,6 +167,8 @@ class Answer:
     answer: str
     expected: str | None = None
     is_right: bool | None = None
+    system: str = ""
+    """Who answered; neighbours with one system stand under its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +181,8 @@ class Edit:
     target: Picture | None = None
     is_right: bool | None = None
     detail: str = ""
+    system: str = ""
+    """Who did it; neighbours with one system stand under its name."""
 
 
 @dataclass(frozen=True, kw_only=True)

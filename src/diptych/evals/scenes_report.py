@@ -27,7 +27,7 @@ def drawing_gallery(samples: Sequence[Sample], title: str, limit: int = 18) -> t
     return (Gallery(title=title, drawings=drawings, note="Held-out compositions at equal distances, not selected."),)
 
 
-def shown_answers(samples: Sequence[Sample], limit: int = 12) -> tuple[Answer, ...]:
+def shown_answers(samples: Sequence[Sample], system: str = "", limit: int = 12) -> tuple[Answer, ...]:
     """Questions about pictures with what the model answered."""
     answers = []
     for sample in evenly(_of(samples, "questions"), limit):
@@ -40,18 +40,25 @@ def shown_answers(samples: Sequence[Sample], limit: int = 12) -> tuple[Answer, .
                 answer=sample.answer,
                 expected=sample.expected,
                 is_right=answer_is_correct(sample.answer, asked),
+                system=system,
             )
         )
     return tuple(answers)
 
 
-def shown_edits(samples: Sequence[Sample], limit: int = 8) -> tuple[Edit, ...]:
+def shown_edits(samples: Sequence[Sample], system: str = "", limit: int = 8) -> tuple[Edit, ...]:
     """Pictures that were to be changed: source, result and the exact target."""
     edits = []
     for sample in evenly(_of(samples, "editing"), limit):
         assert sample.drawn is not None and isinstance(sample.expected, np.ndarray)
         edits.append(
-            Edit(source=sample.images[0], instruction=sample.request, result=sample.drawn, target=sample.expected)
+            Edit(
+                source=sample.images[0],
+                instruction=sample.request,
+                result=sample.drawn,
+                target=sample.expected,
+                system=system,
+            )
         )
     return tuple(edits)
 

@@ -30,6 +30,9 @@ EXPLAINED = {
 }
 """Title and meaning of the benchmarks of the built-in world."""
 
+CATEGORIES = {"single_object": "single object", "two_object": "two objects", "color_attr": "attribute binding"}
+"""Tags of GenEval that are no words."""
+
 
 def write_scores(tables: Sequence[ScoreTable], path: str | Path, about: Mapping[str, Any] | None = None) -> Path:
     """Writes results whole or not at all.
@@ -78,7 +81,7 @@ def score_boards(tables: Sequence[ScoreTable]) -> tuple[ScoreBoard, ...]:
         categories = dict.fromkeys(name for table in own for name in table.categories)
         rows = [
             ScoreRow(
-                name=category.replace("_", " "),
+                name=CATEGORIES.get(category, category.replace("_", " ")),
                 scores={
                     table.contender: estimate_of(table.categories[category])
                     for table in own
