@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from diptych.train.recipe import Buildable
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -125,7 +127,8 @@ class PretrainedEncoderConfig:
         return load_huggingface_encoder(self.path)
 
 
-EncoderConfig: TypeAlias = VitConfig | PretrainedEncoderConfig
+EncoderConfig: TypeAlias = VitConfig | PretrainedEncoderConfig | Buildable
+"""These, or any config whose ``build()`` returns a vision encoder, such as those of ``diptych.interop``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +196,8 @@ class PixelsConfig:
         return PixelSpace()
 
 
-GenerationSpaceConfig: TypeAlias = FeaturesConfig | VaeConfig | PixelsConfig
+GenerationSpaceConfig: TypeAlias = FeaturesConfig | VaeConfig | PixelsConfig | Buildable
+"""These, or any config whose ``build()`` returns a generation space, e.g. ``diptych.interop.taef2:Taef2Config``."""
 
 
 @dataclass(frozen=True, kw_only=True)

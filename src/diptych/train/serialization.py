@@ -188,6 +188,8 @@ def _decode_union(value: Any, members: tuple[Any, ...], where: str) -> Any:
     if value is None and type(None) in members:
         return None
     classes = [get_origin(member) or member for member in members if _is_dataclass_type(get_origin(member) or member)]
+    # A protocol among the members (Buildable) leaves the choice open: any config class that has its methods.
+    protocols = [member for member in members if getattr(member, "_is_protocol", False)]
     if isinstance(value, Mapping) and classes:
         if "kind" not in value and len(classes) > 1:
             options = ", ".join(kind_of(option) for option in classes)
@@ -195,9 +197,10 @@ def _decode_union(value: Any, members: tuple[Any, ...], where: str) -> Any:
         if "kind" not in value:
             return _decode_dataclass(value, classes[0], where)
         chosen = resolve_kind(value["kind"], where)
-        if not issubclass(chosen, tuple(classes)):
+        if not issubclass(chosen, (*classes, *protocols)):
             options = ", ".join(kind_of(option) for option in classes)
-            raise ValueError(f"{where}.kind must be one of {options}, got {value['kind']!r}.")
+            methods = " or any config class with build()" if protocols else ""
+            raise ValueError(f"{where}.kind must be one of {options}{methods}, got {value['kind']!r}.")
         return _decode_dataclass(value, chosen, where)
     reasons = []
     for member in sorted(members, key=lambda member: member is not type(value)):  # an int stays an int in int | float
