@@ -178,10 +178,13 @@ def first_gradients(run_dir: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_two_processes_give_the_gradients_and_losses_of_one(server, tmp_path, accumulation):
+@pytest.mark.parametrize("sharding", ["replicated", "sharded"])
+def test_two_processes_give_the_gradients_and_losses_of_one(server, tmp_path, accumulation, sharding):
     arguments = (*COMPARED, "--stages.only.gradient-accumulation", accumulation)
+    settings = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if sharding == "sharded" else {}
     (tmp_path / "one").mkdir()
-    processes = [start(server, tmp_path / "one" / "run", *arguments), *start_two(server, tmp_path / "two", *arguments)]
+    processes = [start(server, tmp_path / "one" / "run", *arguments)]
+    processes += start_two(server, tmp_path / "two", *arguments, **settings)
     assert [finish(process) for process in processes] == [0, 0, 0], (tmp_path / "log.txt").read_text()
     one, two = first_gradients(tmp_path / "one" / "run"), first_gradients(tmp_path / "two")
     assert set(one) == set(two) and len(one) == 13
@@ -191,6 +194,31 @@ def test_two_processes_give_the_gradients_and_losses_of_one(server, tmp_path, ac
     assert max(abs(a - b) for a, b in zip(*losses, strict=True)) < 1e-5
     rates = [line["grad_norm"] for line in metrics(tmp_path / "two")]
     assert rates == pytest.approx([line["grad_norm"] for line in metrics(tmp_path / "one" / "run")], rel=1e-4)
+
+
+@pytest.mark.parametrize(("before", "after"), [("replicated", "one"), ("sharded", "one"), ("one", "sharded")])
+def test_a_run_is_resumed_by_another_number_of_processes(server, straight, tmp_path, before, after):
+    """Both stages, clipping and the weight average included; the sums of two processes differ in the last bits."""
+
+    def run(how: str, *arguments: object) -> list[int]:
+        settings = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if how == "sharded" else {}
+        starter = start_two if how != "one" else lambda *given, **_: [start(*given)]
+        processes = starter(server, tmp_path / "run", *arguments, **settings)
+        return [finish(process) for process in processes]
+
+    def log() -> str:
+        return (tmp_path / "log.txt").read_text()
+
+    # stopped in the second stage, where there is an average
+    assert set(run(before, "--stop-at", 14)) == {0}, log()
+    assert not latest_checkpoint(tmp_path / "run").name == "step-000020"
+    assert set(run(after, "--resume")) == {0}, log()
+    weights, expected = final_weights(tmp_path / "run"), final_weights(straight)
+    assert set(weights) == set(expected)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(
+            weights[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def test_accelerate_launch_trains_with_two_processes(tmp_path):

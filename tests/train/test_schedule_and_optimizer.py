@@ -132,9 +132,9 @@ def test_average_is_the_closed_form():
         average.update()
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * (step + 1)
-    torch.testing.assert_close(average.tensors["w"], expected)
+    torch.testing.assert_close(average.tensors()["w"], expected)
     # of a ramp the average lags by decay / (1 - decay) steps
-    torch.testing.assert_close(average.tensors["w"], torch.full((3,), 300 - 9.0), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(average.tensors()["w"], torch.full((3,), 300 - 9.0), rtol=1e-4, atol=1e-3)
 
 
 def test_average_is_applied_and_taken_back_to_the_bit():
@@ -147,7 +147,7 @@ def test_average_is_applied_and_taken_back_to_the_bit():
     changed = weight.detach().clone()
     average.update()
     with pytest.raises(RuntimeError), average.applied():
-        assert torch.equal(weight, average.tensors["w"].bfloat16())
+        assert torch.equal(weight, average.tensors()["w"].bfloat16())
         assert not torch.equal(weight, changed)
         raise RuntimeError
     assert torch.equal(weight, changed)

@@ -199,15 +199,15 @@ def toy_task(recipe: Recipe[ToyConfig], model: ToyModel | None = None, **changes
     return replace(task, **changes)
 
 
-def killing(objective: Callable[..., Any], call: int) -> Callable[..., Any]:
-    """The objective, which kills its process with SIGKILL at its ``call``-th call."""
+def killing(objective: Callable[..., Any], call: int, number: int = signal.SIGKILL) -> Callable[..., Any]:
+    """The objective, which sends its process a signal at its ``call``-th call."""
     calls = 0
 
     def run(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == call:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return objective(*arguments)
 
     return run
@@ -219,7 +219,7 @@ def main(argv: list[str]) -> None:
     from diptych.train.override import override
 
     run_dir = Path(argv.pop(0))
-    options = {"--resume": False, "--kill-at": 0, "--kill-in-save": 0, "--one-stage": False}
+    options = {"--resume": False, "--stop-at": 0, "--kill-at": 0, "--kill-in-save": 0, "--one-stage": False}
     for option, default in options.items():
         if option in argv:
             index = argv.index(option)
@@ -229,6 +229,10 @@ def main(argv: list[str]) -> None:
     task = toy_task(recipe)
     if options["--kill-at"]:
         task = replace(task, objectives={**task.objectives, "text": killing(text_objective, options["--kill-at"])})
+    if options["--stop-at"]:
+        task = replace(
+            task, objectives={**task.objectives, "text": killing(text_objective, options["--stop-at"], signal.SIGINT)}
+        )
     if options["--kill-in-save"]:
         save = killing(lambda path: None, options["--kill-in-save"])
 

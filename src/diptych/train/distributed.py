@@ -47,6 +47,10 @@ class Processes:
 @contextmanager
 def gradient_sync(module: nn.Module, is_last: bool) -> Iterator[None]:
     """Averages gradients over processes in the backward pass of the last micro-batch only."""
+    if module.__class__.__name__.startswith("FSDP"):
+        sharded: Any = module
+        sharded.set_requires_gradient_sync(is_last)
+        sharded.set_reshard_after_backward(is_last)  # processes may have different numbers of micro-batches
     no_sync = getattr(module, "no_sync", nullcontext)
     with nullcontext() if is_last else no_sync():
         yield

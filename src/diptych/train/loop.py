@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
@@ -65,6 +66,7 @@ def train(
     *,
     resume: bool = False,
     device: Literal["auto", "cpu"] = "auto",
+    sharding: Literal["auto", "none", "full"] = "auto",
     console: Console | None = None,
 ) -> TrainingResult:
     """Trains ``task.model`` as the recipe says, from the start or from the latest checkpoint in ``run_dir``.
@@ -78,6 +80,8 @@ def train(
 
     Args:
         resume: continue the run in ``run_dir``; from its beginning if it has no checkpoint yet.
+        sharding: ``full`` cuts parameters, gradients and optimizer state up over the processes (FSDP2); ``none`` keeps
+            a copy in each (DDP); ``auto`` does what ``accelerate launch`` was told (``--use_fsdp``).
         console: where to show progress; standard output by default.
 
     Raises:
@@ -117,6 +121,7 @@ def train(
             stop=stop,
             trained_parts=trained,
             frozen=fingerprints(task.model, set(parts_of(task.model)) - trained),
+            is_sharded=accelerator.num_processes > 1 and _wants_sharding(sharding),
             step=0 if state is None else state.step,
             seconds_before=0.0 if state is None else state.seconds,
         )
@@ -211,7 +216,7 @@ def _write_start(run: Run, manifest: dict[str, Any]) -> None:
     run.folder.metrics.truncate_after(run.step if run.step else -1)
     run.folder.write_json("manifest.json", manifest)
     environment = describe_environment(run.accelerator.num_processes, run.accelerator.device)
-    run.folder.add_session({**environment, "from_step": run.step})
+    run.folder.add_session({**environment, "from_step": run.step, "is_sharded": run.is_sharded})
     if run.recipe.logging.trackers:
         run.accelerator.init_trackers("diptych", config={"recipe": json.dumps(recipe_to_dict(run.recipe))})
 
@@ -227,6 +232,10 @@ def _check_objectives(task: TrainingTask, recipe: Recipe[Any]) -> None:
         matching_parts(
             tuple(stage.optimizer.lr_multipliers), parts_of(task.model), f"stages.{name}.optimizer.lr_multipliers"
         )
+
+
+def _wants_sharding(sharding: str) -> bool:
+    return sharding == "full" or (sharding == "auto" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true")
 
 
 def _check_trackers(recipe: Recipe[Any]) -> None:

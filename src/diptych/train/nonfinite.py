@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from diptych.train.sharding import local
+
 
 class NonFiniteLoss(RuntimeError):
     """The loss or a gradient is nan or infinite; the batch was saved and no weight was changed by it."""
@@ -81,4 +83,4 @@ def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    return not tensor.is_floating_point() or bool(torch.isfinite(local(tensor)).all())

@@ -1,6 +1,5 @@
 """AdamW over the trained parameters of a stage, and its state as named tensors."""
 
-import sys
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from diptych.train.parts import part_of
 from diptych.train.recipe import OptimizerConfig
+from diptych.train.sharding import full, is_sharded, sharded_like
 
 
 def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
@@ -22,7 +22,6 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerCon
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0
         groups.setdefault((lr_multiplier(part_of(name), config.lr_multipliers), decay), []).append(parameter)
     # One fused kernel for the whole update; the sharded tensors of FSDP2 take the loop over tensor lists instead.
-    is_sharded = any(_is_sharded(parameter) for parameter in parameters.values())
     return torch.optim.AdamW(
         [
             {"params": members, "lr": config.lr * multiplier, "lr_multiplier": multiplier, "weight_decay": decay}
@@ -31,7 +30,7 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerCon
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
-        fused=not is_sharded,
+        fused=not any(is_sharded(parameter) for parameter in parameters.values()),
     )
 
 
@@ -47,11 +46,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The state as ``{"exp_avg/NAME": tensor, ...}``; parameters that have had no gradient yet have none."""
+    """The state as ``{"exp_avg/NAME": tensor, ...}``, whole; parameters that have had no gradient yet have none."""
     tensors = {}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
+            tensors[f"{key}/{name}"] = full(value) if isinstance(value, Tensor) else torch.tensor(value)
     return tensors
 
 
@@ -69,7 +68,7 @@ def load_optimizer_tensors(
         kind, name = key.split("/", 1)
         if name not in parameters:
             raise ValueError(f"the optimizer state is of another model: it has {name!r}, which is not trained here.")
-        by_name.setdefault(name, {})[kind] = tensor
+        by_name.setdefault(name, {})[kind] = sharded_like(tensor, parameters[name]) if tensor.ndim else tensor
     # The optimizer numbers its parameters group by group; its own loader puts every tensor on the right device.
     packed: dict[str, Any] = optimizer.state_dict()
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -79,9 +78,3 @@ def load_optimizer_tensors(
         if names[id(parameter)] in by_name
     }
     optimizer.load_state_dict(packed)
-
-
-def _is_sharded(tensor: Tensor) -> bool:
-    # Importing DTensor takes a second; where nobody has, no tensor is one.
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)

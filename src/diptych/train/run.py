@@ -21,6 +21,7 @@ class Run:
     Attributes:
         trained_parts: parts that any stage trains; checkpoints hold these.
         frozen: fingerprints of the other parts.
+        is_sharded: parameters are cut up over processes (``sharding``).
         step: optimizer steps done in the whole run.
         seconds_before: the run's time in earlier sessions.
         ended: stages with which everything was done in an earlier session, samples and scores included.
@@ -35,6 +36,7 @@ class Run:
     stop: StopRequest
     trained_parts: set[str]
     frozen: dict[str, str]
+    is_sharded: bool = False
     step: int = 0
     seconds_before: float = 0.0
     ended: set[str] = field(default_factory=set)

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from diptych.train.prefetch import Prefetcher
 from diptych.train.run import Run
 from diptych.train.schedule import lr_factor
 from diptych.train.serialization import recipe_to_dict
+from diptych.train.sharding import full, gather_into, local, shard, sharded_copy
 from diptych.train.stage_data import StepInputs, step_inputs
 from diptych.train.step import Step, StepModule, StepResult, objective_of
 from diptych.train.throughput import SpeedMeter, count_flops, peak_flops
@@ -43,16 +43,18 @@ class StageRunner:
             with run.accelerator.main_process_first():
                 run.task.prepare_stage(name, stage)
             freeze_all_but(self.model, self.trainable)
-        self.parameters = trained_parameters(self.model)
-        if not self.parameters:
-            raise ValueError(
-                f"stages.{name}.trainable names {sorted(self.trainable)}, which have no parameters to train."
-            )
         self.stream = run.task.open_stream(name, stage, self.processes.rank, self.processes.count)
         self.done = 0
         precision = torch.bfloat16 if run.recipe.precision == "bfloat16" else torch.float32
-        step_module = StepModule(self.model, {name: run.task.objectives[name] for name in self.weights})
-        module = wrap(step_module, self.processes)
+        if run.is_sharded:
+            self.model = sharded_copy(self.model)
+            run.task.model.to("cpu")
+        objectives = {name: run.task.objectives[name] for name in self.weights}
+        step_module = StepModule(self.model, objectives, reaches_all=run.is_sharded)
+        module = shard(step_module, self.processes) if run.is_sharded else wrap(step_module, self.processes)
+        self.parameters = trained_parameters(self.model)
+        if not self.parameters:
+            raise ValueError(f"stages.{name}.trainable names {sorted(self.trainable)}: no parameters to train.")
         self.passes = Step(module, self.weights, self.processes, precision, run.task.count_terms)
         self.bare_passes = Step(step_module, self.weights, self.processes, precision)
         self.optimizer = build_optimizer(self.parameters, stage.optimizer)
@@ -133,10 +135,11 @@ class StageRunner:
     def _clip(self) -> Tensor:
         """Scales the gradients down to ``clip_norm``; returns their norm before."""
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if self.stage.optimizer.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self.parameters.values(), self.stage.optimizer.clip_norm, norm)
-        return norm.to(self.processes.device)
+        norm = full(torch.nn.utils.get_total_norm(gradients)).to(self.processes.device)
+        if self.stage.optimizer.clip_norm is not None and gradients:
+            factor = (self.stage.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_([local(gradient) for gradient in gradients], factor)
+        return norm
 
     def _log(self) -> None:
         lr = self.stage.optimizer.lr * lr_factor(self.stage.optimizer, self.done - 1, self.stage.num_steps)
@@ -152,13 +155,25 @@ class StageRunner:
 
     @contextmanager
     def _shown_model(self) -> Iterator[None]:
-        """The model as others see it: averaged weights where there is an average, evaluation mode, no gradients."""
+        """Inside, the task's model is what others are to see: averaged weights where there is an average, evaluation
+        mode, no gradients. All processes enter together."""
         self.speed.pause()
+        shown = self.run.task.model
         with self.ema.applied() if self.ema is not None else nullcontext(), torch.no_grad():
-            self.model.eval()
+            self._gather()
+            shown.eval()
             yield
-        freeze_all_but(self.model, self.trainable)
+        freeze_all_but(shown, self.trainable)
+        if self.run.is_sharded:
+            shown.to("cpu")
         self.speed.start()
+
+    def _gather(self) -> None:
+        """Brings the shards, where there are any, into the task's model."""
+        if self.run.is_sharded:
+            gather_into(self.run.task.model, self.parameters)
+            if self.run.accelerator.is_main_process:
+                self.run.task.model.to(self.processes.device)
 
     def _finish(self) -> None:
         """The averaged weights become the weights, and the end of the stage is saved."""
@@ -172,33 +187,34 @@ class StageRunner:
             self.ema = None
         self.optimizer.state.clear()
         self.save()
+        if self.run.is_sharded:
+            self.run.task.model.to(self.processes.device)
 
     def save(self) -> None:
         """A checkpoint of this moment."""
-        self.speed.pause()
         run = self.run
+        self._gather()
+        weights = trained_weights(run.task.model, run.trained_parts)
+        if self.ema is not None:  # the model folder is saved with the average in their place
+            weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
         data = self.processes.gather(self.data_state)
-        if run.accelerator.is_main_process:
-            state = TrainingState(
-                stage=self.name,
-                stage_step=self.done,
-                step=run.step,
-                seconds=run.seconds,
-                data=data if any(own != data[0] for own in data) else data[:1],
-                recipe=recipe_to_dict(run.recipe),
-                frozen=run.frozen,
-                weights=trained_weights(self.model, run.trained_parts),
-                optimizer=optimizer_tensors(self.optimizer, self.parameters),
-                ema={} if self.ema is None else self.ema.tensors,
-                ema_updates=0 if self.ema is None else self.ema.num_updates,
-            )
-            save_checkpoint(run.folder.checkpoints, state, self._save_model_folder, run.recipe.checkpoints.keep)
-        run.accelerator.wait_for_everyone()
-        self.speed.start()
-
-    def _save_model_folder(self, path: Path) -> None:
-        with self.ema.applied() if self.ema is not None else nullcontext():
-            self.run.task.save_model_folder(path)
+        state = TrainingState(
+            stage=self.name,
+            stage_step=self.done,
+            step=run.step,
+            seconds=run.seconds,
+            data=data if any(own != data[0] for own in data) else data[:1],
+            recipe=recipe_to_dict(run.recipe),
+            frozen=run.frozen,
+            weights=weights,
+            optimizer=optimizer_tensors(self.optimizer, self.parameters),
+            ema={} if self.ema is None else self.ema.tensors(),
+            ema_updates=0 if self.ema is None else self.ema.num_updates,
+        )
+        with self._shown_model():
+            if run.accelerator.is_main_process:
+                save_checkpoint(run.folder.checkpoints, state, run.task.save_model_folder, run.recipe.checkpoints.keep)
+            run.accelerator.wait_for_everyone()
 
     def _explain_nonfinite(self, inputs: StepInputs, batches: list[Any], result: StepResult) -> NonFiniteLoss:
         """Saves the batch and finds the module at fault."""

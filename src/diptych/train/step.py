@@ -18,20 +18,31 @@ from torch import Tensor, nn
 from diptych.objectives.loss_term import LossTerm, Objective
 from diptych.train.distributed import Processes, gradient_sync
 
+ANCHOR = "anchor"
+"""Name of the term that only keeps parameters in the graph."""
+
 
 class StepModule(nn.Module):
     """The model and the objectives of a stage as one module, so that DDP and FSDP2 see a single forward pass.
 
     An objective that stands under several names runs once.
+
+    Attributes:
+        reaches_all: adds a term ``ANCHOR`` of value 0 that every trained parameter has a part in. FSDP2 needs all
+            processes to have gradients for the same parameters.
     """
 
-    def __init__(self, model: nn.Module, objectives: Mapping[str, Objective]) -> None:
+    def __init__(self, model: nn.Module, objectives: Mapping[str, Objective], reaches_all: bool = False) -> None:
         super().__init__()
         self.model = model
         self.objectives = dict(objectives)
+        self.reaches_all = reaches_all
 
-    def forward(self, batch: Any, seed: int) -> dict[str, LossTerm]:
-        """The loss terms that belong to the names the objectives stand under; others are left out."""
+    def forward(self, batch: Any, seed: int) -> dict[str, tuple[Tensor | None, ...]]:
+        """The fields of the loss terms that belong to the names the objectives stand under; others are left out.
+
+        Tuples, because the wrappers look for tensors in tuples and dicts only.
+        """
         terms: dict[str, LossTerm] = {}
         done: list[Objective] = []
         for objective in self.objectives.values():
@@ -41,7 +52,13 @@ class StepModule(nn.Module):
             found = objective(self.model, batch, generator)
             terms.update({name: term for name, term in found.items() if objective_of(name) in self.objectives})
             done.append(objective)
-        return terms
+        result: dict[str, tuple[Tensor | None, ...]] = {
+            name: (term.sum, term.count, term.values, term.levels) for name, term in terms.items()
+        }
+        if self.reaches_all:
+            firsts = [parameter.flatten()[0].float() for parameter in self.parameters() if parameter.requires_grad]
+            result[ANCHOR] = (0.0 * torch.stack(firsts).sum(), torch.zeros_like(firsts[0]), None, None)
+        return result
 
 
 def objective_of(term: str) -> str:
@@ -99,10 +116,12 @@ class Step:
 
     def evaluate(self, batch: Any, seed: int) -> dict[str, LossTerm]:
         """The loss terms of one micro-batch, as the step computes them."""
+        return {name: term for name, term in self._forward(batch, seed).items() if name != ANCHOR}
+
+    def _forward(self, batch: Any, seed: int) -> dict[str, LossTerm]:
         self._seed_globally(seed)
         with self._autocast():
-            terms: dict[str, LossTerm] = self.module(batch, seed)
-            return terms
+            return {name: LossTerm(*fields) for name, fields in self.module(batch, seed).items()}
 
     def _attempt(self, batches: Sequence[Any], seeds: Sequence[int], wants_stop: bool) -> tuple[StepResult, Tensor]:
         device = self.processes.device
@@ -114,10 +133,13 @@ class Step:
             counts, flags = self._exchange(self._count(batches, seeds), wants_stop)
         for index, (batch, seed) in enumerate(zip(batches, seeds, strict=True)):
             with gradient_sync(self.module, index == len(batches) - 1):
-                terms = self.evaluate(batch, seed)
+                terms = self._forward(batch, seed)
+                anchor = terms.pop(ANCHOR, None)
                 if counts is None:
                     counts, flags = self._exchange({name: term.count for name, term in terms.items()}, wants_stop)
                 share = self._weighted(terms, counts)
+                if anchor is not None:
+                    share = share + anchor.sum
                 self._backward(share)
             loss = loss + share.detach()
             done.append({name: _detach(term) for name, term in terms.items()})
