@@ -1,20 +1,24 @@
 """From a recipe to a running training: what every method that composes a unified model hands to the loop."""
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from diptych.data.example import Example, ImageLike, Text, load_pixels
+from diptych.data.example import Example, ImageIn, ImageLike, ImageOut, Text, load_pixels
 from diptych.data.feature_cache import FeatureCache, image_key
 from diptych.data.shuffle import derive_key
 from diptych.data.sources.protocol import BadRecord
+from diptych.data.sources.scenes import SceneExamples
 from diptych.data.stream import MixtureStream
 from diptych.evals.scenes import evaluate_scenes
 from diptych.evals.scores_file import write_scores
+from diptych.models.preprocess import to_uint8
 from diptych.train.parts import matching_parts, parts_of
 from diptych.train.recipe import Recipe, Stage
 from diptych.train.task import TrainingTask
@@ -35,7 +39,11 @@ SAMPLE_PROMPTS = (
 )
 """What the sample grids of a run show when its data is the built-in world."""
 
+NUM_SAMPLES = 8
+
 CACHE_BATCH = 64
+MAX_CACHE_BYTES = 4e9
+"""Features beyond this are not kept."""
 SECONDS_BETWEEN_NEWS = 10
 
 
@@ -97,33 +105,58 @@ def draw_settings(recipe: Recipe[Any]) -> DrawSettings:
 def draw_samples(
     model: UnifiedModel, recipe: Recipe[Any], stage: str, sources: "Mapping[str, Source]"
 ) -> Sequence[tuple[ImageLike, str]]:
-    """Pictures for a run's sample grid: drawn from prompts, or decoded from features while those are learnt."""
+    """Pictures for a run's sample grid, of what the stage learns: decoded from features, drawn, or answered about."""
     model.eval()
     objectives = recipe.stages[stage].objectives
-    mix = recipe.stages[stage].mix
-    source = sources[max(mix, key=lambda name: mix[name])]
+    weights = recipe.stages[stage].mix
+    by_weight = [sources[name] for name in sorted(weights, key=lambda name: -weights[name])]
     if "reconstruction" in objectives:
-        space: Any = model.autoencoder
-        originals = [_first_image(source.example(i, 0)) for i in range(4)]
-        images = torch.stack([model.images.prepare(load_pixels(image), True) for image in originals]).to(model.device)
-        decoded = space.decode(space.encode(images)).float().cpu()
-        pictures: list[tuple[ImageLike, str]] = []
-        for original, picture in zip(originals, decoded, strict=True):
-            array = ((picture.permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
-            pictures += [(load_pixels(original), "original"), (array, "decoded")]
-        return pictures
-    prompts = sample_prompts(source)
-    return [(image, prompt) for image, prompt in zip(model.generate_image(list(prompts), seed=0), prompts, strict=True)]
+        return _decoded_samples(model, some_examples(by_weight[0], 4))
+    for source in by_weight:
+        examples = some_examples(source, NUM_SAMPLES)
+        if set(objectives) == {"text"} and (shown := [e for e in examples if isinstance(e.parts[0], ImageIn)]):
+            return _answered_samples(model, shown)
+        if set(objectives) != {"text"} and (drawn := [e for e in examples if isinstance(e.parts[-1], ImageOut)]):
+            return _drawn_samples(model, SAMPLE_PROMPTS if isinstance(source, SceneExamples) else drawn)
+    return []
 
 
-def sample_prompts(source: "Source") -> Sequence[str]:
-    """The built-in prompts for the built-in world; captions of the source's first examples for other data."""
-    from diptych.data.sources.scenes import SceneExamples
+def some_examples(source: "Source", count: int) -> list[Example]:
+    """Sound examples from all over a source (of a remote one, its first shard), the same ones every time."""
+    end = getattr(source, "shard_sizes", [len(source)])[0]
+    examples: list[Example] = []
+    for place in dict.fromkeys(number * end // count for number in range(count)):
+        for index in range(place, min(place + 3, end)):  # past broken records
+            with suppress(BadRecord):
+                examples.append(source.example(index, 0))
+                break
+    return examples
 
-    if isinstance(source, SceneExamples):
-        return SAMPLE_PROMPTS
-    texts = [next((p.text for p in source.example(i, 0).parts if isinstance(p, Text)), "") for i in range(8)]
-    return [text for text in texts if text.strip()] or SAMPLE_PROMPTS
+
+def _decoded_samples(model: UnifiedModel, examples: Sequence[Example]) -> list[tuple[ImageLike, str]]:
+    """Pictures beside what the generation space makes of their features."""
+    pictures: list[tuple[ImageLike, str]] = []
+    for original in map(_first_image, examples):
+        image = model.images.prepare(load_pixels(original), True)[None].to(model.device)
+        decoded = model.autoencoder.decode(model.encode_outputs(image)).float().clamp(-1, 1)
+        pictures += [(load_pixels(original), "original"), (to_uint8(decoded, value_range=(-1, 1))[0], "decoded")]
+    return pictures
+
+
+def _drawn_samples(model: UnifiedModel, requests: Sequence[str | Example]) -> list[tuple[ImageLike, str]]:
+    """Pictures drawn from prompts, or from all of an example but the picture it ends in."""
+    prompts = [list(r.parts[:-1]) if isinstance(r, Example) else [Text(r)] for r in requests]
+    captions = [" ".join(part.text for part in prompt if isinstance(part, Text)) for prompt in prompts]
+    return list(zip(model.generate_image(prompts, seed=0), captions, strict=True))
+
+
+def _answered_samples(model: UnifiedModel, examples: Sequence[Example]) -> list[tuple[ImageLike, str]]:
+    """Pictures with what is asked about them and what the model answers."""
+    prompts = [[part for part in example.parts if not part.is_target] for example in examples]
+    asked = [" ".join(part.text for part in prompt if isinstance(part, Text)) for prompt in prompts]
+    answers = model.generate_text(prompts, max_new_tokens=24)
+    images = [load_pixels(_first_image(example)) for example in examples]
+    return [(image, f"{ask} — {answer}") for image, ask, answer in zip(images, asked, answers, strict=True)]
 
 
 def _first_image(example: Example) -> ImageLike:
@@ -132,9 +165,14 @@ def _first_image(example: Example) -> ImageLike:
 
 @torch.inference_mode()
 def fill_cache(
-    model: UnifiedModel, cache: FeatureCache, sources: "Mapping[str, Source]", stage: Stage, use_bfloat16: bool
+    model: UnifiedModel,
+    cache: FeatureCache,
+    sources: "Mapping[str, Source]",
+    stage: Stage,
+    use_bfloat16: bool,
+    max_bytes: float = MAX_CACHE_BYTES,
 ) -> None:
-    """Encodes, once and in a fixed order, every keyed image that the stage will show.
+    """Encodes, once and in a fixed order, every keyed image that the stage will show, until ``max_bytes`` are full.
 
     A source that cannot list its images is walked for as many epochs as the stage draws from it.
     """
@@ -144,19 +182,21 @@ def fill_cache(
     for name, source in sources.items():
         num_drawn = stage.num_steps * stage.batch_size * stage.mix[name] / total
         num_epochs = min(int(num_drawn / len(source)) + 1, 8)
-        keys: list[str] = []
-        images: list[Tensor] = []
+        pending: dict[torch.Size, dict[str, Tensor]] = defaultdict(dict)  # images of one size by key
         for key, image in _keyed_images(source, num_epochs, cache):
-            keys.append(key)
-            images.append(model.images.prepare(load_pixels(image), True))
-            if len(keys) == CACHE_BATCH:
-                _encode_into(model, cache, keys, images, use_bfloat16)
-                keys, images = [], []
+            if cache.num_bytes >= max_bytes:
+                print(f"features fill {max_bytes / 1e9:.1f} GB: the other images are encoded in every step", flush=True)
+                return
+            prepared = model.images.prepare(load_pixels(image), True)
+            group = pending[prepared.shape]
+            group[key] = prepared
+            if len(group) == CACHE_BATCH:
+                _encode_into(model, cache, pending.pop(prepared.shape), use_bfloat16)
                 if time.perf_counter() - shown > SECONDS_BETWEEN_NEWS:
                     shown = time.perf_counter()
                     print(f"encoding images once: {len(cache):,} ({len(cache) / (shown - started):.0f}/s)", flush=True)
-        if keys:
-            _encode_into(model, cache, keys, images, use_bfloat16)
+        for group in pending.values():
+            _encode_into(model, cache, group, use_bfloat16)
     seconds = time.perf_counter() - started
     print(f"encoded {len(cache):,} images once in {seconds:.0f} s ({cache.num_bytes / 1e6:.0f} MB)", flush=True)
 
@@ -182,12 +222,11 @@ def _shown_images(source: "Source", num_epochs: int) -> Iterator[ImageLike]:
             yield from (part.image for part in parts if not isinstance(part, Text) and part.image is not None)
 
 
-def _encode_into(
-    model: UnifiedModel, cache: FeatureCache, keys: list[str], images: list[Tensor], use_bfloat16: bool
-) -> None:
+def _encode_into(model: UnifiedModel, cache: FeatureCache, images: Mapping[str, Tensor], use_bfloat16: bool) -> None:
+    """Adds the features of images of one size, given by key."""
     with torch.autocast(model.device.type, torch.bfloat16, enabled=use_bfloat16):
-        features = model.encode_outputs(torch.stack(images).to(model.device))
-    cache.add(("output", "input"), keys, features)
+        features = model.encode_outputs(torch.stack(list(images.values())).to(model.device))
+    cache.add(("output", "input"), images, features)
 
 
-__all__ = ["build_task", "draw_samples", "draw_settings", "fill_cache", "sample_prompts"]
+__all__ = ["build_task", "draw_samples", "draw_settings", "fill_cache", "some_examples"]
