@@ -3,6 +3,7 @@
 Children are forked from a server that has imported everything already, so each costs a fraction of a second.
 """
 
+import json
 import multiprocessing
 import os
 import random
@@ -211,14 +212,15 @@ def test_a_run_is_resumed_by_another_number_of_processes(server, straight, tmp_p
 
     # stopped in the second stage, where there is an average
     assert set(run(before, "--stop-at", 14)) == {0}, log()
-    assert not latest_checkpoint(tmp_path / "run").name == "step-000020"
+    assert latest_checkpoint(tmp_path / "run").name != "step-000020"
     assert set(run(after, "--resume")) == {0}, log()
     weights, expected = final_weights(tmp_path / "run"), final_weights(straight)
     assert set(weights) == set(expected)
     for name, tensor in expected.items():
-        torch.testing.assert_close(
-            weights[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
+    sessions = json.loads((tmp_path / "run" / "environment.json").read_text())["sessions"]
+    assert [session["is_sharded"] for session in sessions] == [before == "sharded", after == "sharded"]
+    assert [session["hardware"]["processes"] for session in sessions] == [2 - (before == "one"), 2 - (after == "one")]
 
 
 def test_accelerate_launch_trains_with_two_processes(tmp_path):
