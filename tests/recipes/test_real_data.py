@@ -22,3 +22,8 @@ def test_a_kind_that_builds_nothing_is_refused():
         ValueError, match=r"model\.features\.kind must be one of .*FeaturesConfig.* any config class with"
     ):
         override(blip3o.tiny(), ["--model.features", stage])
+
+
+def test_what_is_on_can_be_turned_off():
+    assert blip3o.small().model.cache_features
+    assert not override(blip3o.small(), ["--model.no-cache-features"]).model.cache_features

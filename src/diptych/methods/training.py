@@ -174,13 +174,16 @@ def fill_cache(
 ) -> None:
     """Encodes, once and in a fixed order, every keyed image that the stage will show, until ``max_bytes`` are full.
 
-    A source that cannot list its images is walked for as many epochs as the stage draws from it.
+    A source that cannot list its images is walked for as many epochs as the stage draws from it; one of which the stage
+    draws less than a quarter is left out.
     """
     model.eval()
     total = sum(stage.mix.values())
     started = shown = time.perf_counter()
     for name, source in sources.items():
         num_drawn = stage.num_steps * stage.batch_size * stage.mix[name] / total
+        if num_drawn < len(source) / 4:
+            continue  # few images would be met again
         num_epochs = min(int(num_drawn / len(source)) + 1, 8)
         pending: dict[torch.Size, dict[str, Tensor]] = defaultdict(dict)  # images of one size by key
         for key, image in _keyed_images(source, num_epochs, cache):

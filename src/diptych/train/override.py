@@ -44,6 +44,9 @@ def flag_names(config: Any, prefix: str = "-") -> Iterator[str]:
         children = config
     if not children:
         yield prefix
+    if isinstance(config, bool):
+        parents, _, name = prefix.rpartition(".")
+        yield f"{parents}.no-{name}" if parents else f"--no-{name.lstrip('-')}"
     for name, child in children.items():
         separator = "-" if prefix == "-" else "."
         yield from flag_names(child, f"{prefix}{separator}{name.replace('_', '-')}")
