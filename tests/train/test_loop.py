@@ -58,8 +58,8 @@ def assert_equal_weights(first, second):
 
 
 def test_the_loop_overfits_a_few_rows(tmp_path):
-    stage = {"mix": {"b": 1.0}, "objectives": {"text": 1.0}, "num_steps": 600, "batch_size": 17}
-    recipe = one_stage(**stage, optimizer=OptimizerConfig(lr=1e-2, warmup_steps=20), trainable=("*",))
+    stage = {"mix": {"b": 1.0}, "objectives": {"text": 1.0}, "num_steps": 200, "batch_size": 17}
+    recipe = one_stage(**stage, optimizer=OptimizerConfig(lr=2e-2, warmup_steps=10), trainable=("*",))
     recipe = replace(recipe, model=replace(recipe.model, dim=64), logging=LoggingConfig(every_steps=50))
     recipe = replace(recipe, checkpoints=CheckpointConfig(every_steps=1000))
     train(toy_task(recipe), recipe, tmp_path / "run", console=quiet())
@@ -466,7 +466,7 @@ def test_a_recipe_that_does_not_fit_the_model_is_refused_before_any_work(tmp_pat
 
 
 def test_a_tracker_that_is_not_installed_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("diptych.train.loop.find_spec", lambda name: None)
+    monkeypatch.setattr("diptych.train.checks.find_spec", lambda name: None)
     recipe = replace(one_stage(), logging=LoggingConfig(trackers=("wandb",)))
     with pytest.raises(
         ValueError, match=r"logging.trackers has 'wandb', which is not installed. Use `pip install wandb`"

@@ -229,7 +229,7 @@ def main(argv: list[str]) -> None:
     task = toy_task(recipe)
     if options["--kill-at"]:
         task = replace(task, objectives={**task.objectives, "text": killing(text_objective, options["--kill-at"])})
-    if options["--stop-at"]:
+    if options["--stop-at"] and os.environ.get("RANK", "0") == "0":
         task = replace(
             task, objectives={**task.objectives, "text": killing(text_objective, options["--stop-at"], signal.SIGINT)}
         )

@@ -5,7 +5,6 @@ import json
 import os
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +20,12 @@ from diptych.train.checkpoint import (
     load_checkpoint,
     remove_leftovers,
 )
+from diptych.train.checks import check_batch_sizes, check_task
 from diptych.train.distributed import Processes
 from diptych.train.environment import describe_environment
 from diptych.train.interrupt import StopRequest
 from diptych.train.manifest import describe_parts, manifest_dict, manifest_table
-from diptych.train.nearest import nearest
-from diptych.train.parts import matching_parts, parts_of
+from diptych.train.parts import parts_of
 from diptych.train.progress import RunDisplay
 from diptych.train.recipe import Recipe, validate
 from diptych.train.run import Run
@@ -91,10 +90,36 @@ def train(
         OutOfSpace: a checkpoint could not be written.
     """
     run_dir = Path(run_dir)
+    with StopRequest() as stop:
+        run, state = _set_up(task, recipe, run_dir, resume, device, sharding, console or Console(), stop)
+        finished = _told_if_full(run, state)
+    for tracker in run.accelerator.trackers:
+        tracker.finish()
+    checkpoint = latest_checkpoint(run_dir)
+    assert checkpoint is not None
+    if finished:
+        duration = timedelta(seconds=round(run.seconds))
+        run.display.show(f"Done: {run.step} steps in {duration}. Model: {checkpoint / 'model'}")
+    else:
+        cause = stop.requested or "a signal to another process"
+        run.display.show(f"Stopped by {cause} after step {run.step}. Continue with: diptych resume {run_dir}")
+    return TrainingResult(run_dir, finished, run.step, checkpoint, run.scores)
+
+
+def _set_up(
+    task: TrainingTask,
+    recipe: Recipe[Any],
+    run_dir: Path,
+    resume: bool,
+    device: str,
+    sharding: str,
+    console: Console,
+    stop: StopRequest,
+) -> tuple[Run, TrainingState | None]:
+    """Checks everything, brings back the state to resume from, and opens the run folder."""
     validate(recipe)
     rows = describe_parts(task.model, recipe)
-    _check_objectives(task, recipe)
-    _check_trackers(recipe)
+    check_task(task, recipe)
     accelerator = Accelerator(
         cpu=device == "cpu" or not torch.accelerator.is_available(),  # told so, accelerate uses gloo
         mixed_precision="no",  # the precision is the recipe's; the loop sets autocast itself
@@ -102,47 +127,33 @@ def train(
         project_dir=str(run_dir),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],  # others wait while one draws and scores
     )
-    _check_batch_sizes(recipe, accelerator.num_processes)
+    check_batch_sizes(recipe, accelerator.num_processes)
     trained = set().union(*({row.name for row in rows if row.stages[name]} for name in recipe.stages))
     state = _load_state(run_dir, recipe) if resume else None
     task.model.to(accelerator.device)
     if state is not None:
         load_trained_weights(task.model, trained, state.weights)
         check_fingerprints(task.model, state.frozen)
-    folder = _open_run(run_dir, recipe, resume, Processes.of(accelerator))
-    display = RunDisplay(console or Console(), _steps_after(recipe), accelerator.is_main_process)
-    with StopRequest() as stop:
-        run = Run(
-            task=task,
-            recipe=recipe,
-            folder=folder,
-            accelerator=accelerator,
-            display=display,
-            stop=stop,
-            trained_parts=trained,
-            frozen=fingerprints(task.model, set(parts_of(task.model)) - trained),
-            is_sharded=accelerator.num_processes > 1 and _wants_sharding(sharding),
-            step=0 if state is None else state.step,
-            seconds_before=0.0 if state is None else state.seconds,
-        )
-        if accelerator.is_main_process:
-            _write_start(run, manifest_dict(rows, recipe))
-        display.show(manifest_table(rows, recipe))
-        accelerator.wait_for_everyone()
-        run.ended = {line["stage"] for line in folder.metrics.read() if line["event"] == "stage_end"}
-        accelerator.wait_for_everyone()
-        finished = _told_if_full(run, state)
-    for tracker in accelerator.trackers:
-        tracker.finish()
-    checkpoint = latest_checkpoint(run_dir)
-    assert checkpoint is not None
-    if finished:
-        display.show(
-            f"Done: {run.step} steps in {timedelta(seconds=round(run.seconds))}. Model: {checkpoint / 'model'}"
-        )
-    else:
-        display.show(f"Stopped by {stop.requested} after step {run.step}. Continue with: diptych resume {run_dir}")
-    return TrainingResult(run_dir, finished, run.step, checkpoint, run.scores)
+    run = Run(
+        task=task,
+        recipe=recipe,
+        folder=_open_run(run_dir, recipe, resume, Processes.of(accelerator)),
+        accelerator=accelerator,
+        display=RunDisplay(console, _steps_after(recipe), accelerator.is_main_process),
+        stop=stop,
+        trained_parts=trained,
+        frozen=fingerprints(task.model, set(parts_of(task.model)) - trained),
+        is_sharded=accelerator.num_processes > 1 and _wants_sharding(sharding),
+        step=0 if state is None else state.step,
+        seconds_before=0.0 if state is None else state.seconds,
+    )
+    if accelerator.is_main_process:
+        _write_start(run, manifest_dict(rows, recipe))
+    run.display.show(manifest_table(rows, recipe))
+    accelerator.wait_for_everyone()
+    run.ended = {line["stage"] for line in run.folder.metrics.read() if line["event"] == "stage_end"}
+    accelerator.wait_for_everyone()
+    return run, state
 
 
 def _run_stages(run: Run, state: TrainingState | None) -> bool:
@@ -221,41 +232,8 @@ def _write_start(run: Run, manifest: dict[str, Any]) -> None:
         run.accelerator.init_trackers("diptych", config={"recipe": json.dumps(recipe_to_dict(run.recipe))})
 
 
-def _check_objectives(task: TrainingTask, recipe: Recipe[Any]) -> None:
-    for name, stage in recipe.stages.items():
-        for objective in stage.objectives:
-            if objective not in task.objectives:
-                raise ValueError(
-                    f"stages.{name}.objectives names {objective!r}, which the model does not offer. "
-                    f"{nearest(objective, task.objectives)}"
-                )
-        matching_parts(
-            tuple(stage.optimizer.lr_multipliers), parts_of(task.model), f"stages.{name}.optimizer.lr_multipliers"
-        )
-
-
 def _wants_sharding(sharding: str) -> bool:
     return sharding == "full" or (sharding == "auto" and os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true")
-
-
-def _check_trackers(recipe: Recipe[Any]) -> None:
-    for tracker in recipe.logging.trackers:
-        if find_spec(tracker) is None:
-            raise ValueError(
-                f"logging.trackers has {tracker!r}, which is not installed. Use `pip install {tracker}`, or leave it "
-                "out: metrics.jsonl has the same figures."
-            )
-
-
-def _check_batch_sizes(recipe: Recipe[Any], num_processes: int) -> None:
-    for name, stage in recipe.stages.items():
-        unit = num_processes * stage.gradient_accumulation
-        if stage.batch_size % unit:
-            raise ValueError(
-                f"stages.{name}.batch_size must be a multiple of processes x gradient_accumulation: got "
-                f"{stage.batch_size}, {num_processes} and {stage.gradient_accumulation}. "
-                f"Use {max(1, round(stage.batch_size / unit)) * unit}."
-            )
 
 
 def _steps_after(recipe: Recipe[Any]) -> dict[str, int]:
