@@ -114,9 +114,9 @@ def test_training_gives_the_same_file_in_every_process(tokenizer):
 
 def test_very_long_text_is_fast(tokenizer):
     for text in ("a red circle " * 8000, "x" * 100_000, "🙂" * 100_000, " " * 100_000):
-        start = time.perf_counter()
+        start = time.process_time()
         ids = tokenizer.encode(text)
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
         assert tokenizer.decode(ids) == text
 
 

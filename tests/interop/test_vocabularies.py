@@ -164,6 +164,6 @@ def test_llama2c(test_data):
 def test_very_long_text_is_fast(name, request):
     tokenizer = request.getfixturevalue(name)
     for text in ("a red circle " * 8000, "x" * 100_000):
-        start = time.perf_counter()
+        start = time.process_time()
         tokenizer.encode(text)
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1

@@ -137,14 +137,19 @@ def test_a_decoded_text_longer_than_the_buffers_moves_to_larger_ones():
     torch.testing.assert_close(output.hidden_states, whole[:, -1:], rtol=1e-4, atol=1e-5)
 
 
-def test_initial_logits_are_of_unit_size_and_every_weight_gets_a_gradient():
+@pytest.mark.parametrize("tied", [True, False])
+def test_fresh_weights_are_in_proportion_and_all_get_a_gradient(tied):
+    """Logits of about unit size; blocks that change the stream a little at first, whatever the depth."""
     torch.manual_seed(0)
-    model = CausalTransformer(**{**SMALL, "dim": 128, "ffn_dim": 256, "vocab_size": 512, "qk_norm": True})
+    sizes = {**SMALL, "dim": 128, "ffn_dim": 256, "vocab_size": 512, "num_layers": 6, "qk_norm": True}
+    model = CausalTransformer(**sizes, tie_embeddings=tied)
     ids = torch.randint(512, (4, 32))
-    logits = model.logits(model(model.embed(ids), positions(4, 32)).hidden_states)
-    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-    assert loss.item() < torch.tensor(512.0).log().item() + 1
-    loss.backward()
+    output = model(model.embed(ids), positions(4, 32), layers=(0, 6))
+    assert 0.7 < model.logits(output.hidden_states).std() < 1.5
+    change = (output.layer_states[6] - output.layer_states[0]).std() / output.layer_states[0].std()
+    assert 0.1 < change < 2
+    logits = model.logits(output.hidden_states)
+    torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in model.parameters())
 
 
