@@ -19,10 +19,10 @@ def test_items_are_picked_at_equal_distances(count: int, limit: int, chosen: lis
 
 def test_samples_become_drawings_answers_and_edits():
     samples = [
-        Sample("geneval", "a red circle", (), PICTURE, "", ""),
-        Sample("questions", "How many?", (PICTURE,), None, "Two.", "2"),
-        Sample("questions", "Is there a star?", (PICTURE,), None, "yes, there is", "no"),
-        Sample("editing", "make it blue", (PICTURE,), PICTURE, "", PICTURE),
+        Sample("geneval", "a red circle", (), PICTURE, "", "", True),
+        Sample("questions", "How many?", (PICTURE,), None, "Two.", "2", True),
+        Sample("questions", "Is there a star?", (PICTURE,), None, "yes, there is", "no", False),
+        Sample("editing", "make it blue", (PICTURE,), PICTURE, "", PICTURE, False, "the color stayed"),
     ]
     (gallery,) = drawing_gallery(samples, "mine")
     assert [drawing.prompt for drawing in gallery.drawings] == ["a red circle"]
@@ -32,4 +32,6 @@ def test_samples_become_drawings_answers_and_edits():
         ("Is there a star?", False, "mine"),
     ]
     assert [edit.instruction for edit in shown_edits(samples, "mine")] == ["make it blue"]
+    assert [drawing.is_right for drawing in gallery.drawings] == [True]
+    assert [(edit.is_right, edit.detail) for edit in shown_edits(samples)] == [(False, "the color stayed")]
     assert drawing_gallery(samples[1:], "mine") == ()

@@ -33,10 +33,10 @@ EXAMPLES = """\
 
 PROMPTS = (
     "a red circle above a blue square",
-    "three green stars",
+    "three blue stars",
     "a purple heart and a yellow diamond",
     "a large orange ring",
-    "a pink cross left of a brown triangle",
+    "a red cross left of a brown triangle",
     "two blue hearts",
     "a yellow star below a red square",
     "a photo of a green ring and a purple circle",
@@ -48,7 +48,7 @@ EDIT = "make the red circle green"
 
 QUESTIONS = (
     (0, "What is above the blue square?"),
-    (0, "What colour is the square?"),
+    (0, "What color is the square?"),
     (1, "How many stars are there?"),
     (2, "Is there a heart?"),
     (3, "What shape is the orange object?"),

@@ -8,22 +8,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from diptych.scenes.answers import answer_is_correct
 from diptych.scenes.draw import draw
+from diptych.scenes.edit_checks import check_edit
 from diptych.scenes.scene import Scene
 from diptych.scenes.scorers import (
     ScoreTable,
     answer_references,
     composition_references,
     edit_references,
+    edit_table,
     score_answers,
     score_compositions,
-    score_edits,
-    score_twin,
     twin_references,
+    twin_table,
 )
 from diptych.scenes.split import Split
 from diptych.scenes.testsets import composition_items, edit_items, question_items
-from diptych.scenes.twin import twin_prompts
+from diptych.scenes.twin import judge_image, twin_prompts
 from diptych.unified import UnifiedModel
 
 Progress = Callable[[str, int, int], None]
@@ -51,6 +53,10 @@ class Sample:
     answer: str
     """What it wrote, if it wrote."""
     expected: str | NDArray[np.uint8]
+    correct: bool | None = None
+    """The verdict; None where the benchmark keeps none by item."""
+    reason: str = ""
+    """What was wrong."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +141,12 @@ def _geneval(model: UnifiedModel, number: int, split: Split, seed: int, contende
              references: bool, report: Callable[[int, int], None]) -> _Result:  # fmt: skip
     prompts = twin_prompts(split, number, seed)
     drawn = _draw_all(model, [[prompt["prompt"]] for prompt in prompts], seed, batch_size, report)
-    tables = [score_twin(prompts, drawn, contender)] + (twin_references(prompts, seed) if references else [])
-    return tables, [Sample("geneval", p["prompt"], (), d, "", "") for p, d in zip(prompts, drawn, strict=True)]
+    rows = [judge_image(prompt, image) for prompt, image in zip(prompts, drawn, strict=True)]
+    tables = [twin_table(rows, contender)] + (twin_references(prompts, seed) if references else [])
+    return tables, [
+        Sample("geneval", row.prompt, (), image, "", "", row.correct, row.reason)
+        for row, image in zip(rows, drawn, strict=True)
+    ]
 
 
 def _questions(model: UnifiedModel, number: int, split: Split, seed: int, contender: str, batch_size: int,
@@ -152,7 +162,15 @@ def _questions(model: UnifiedModel, number: int, split: Split, seed: int, conten
         report(len(answers), len(items))
     tables = [score_answers(items, answers, contender)] + (answer_references(items, seed) if references else [])
     samples = [
-        Sample("questions", item.question.text, (np.asarray(picture),), None, answer, item.question.answer)
+        Sample(
+            "questions",
+            item.question.text,
+            (np.asarray(picture),),
+            None,
+            answer,
+            item.question.answer,
+            answer_is_correct(answer, item.question),
+        )
         for item, picture, answer in zip(items, pictures, answers, strict=True)
     ]
     return tables, samples
@@ -165,10 +183,20 @@ def _editing(model: UnifiedModel, number: int, split: Split, seed: int, contende
     requests = [[source, item.edit.instruction] for source, item in zip(sources, items, strict=True)]
     drawn = _draw_all(model, requests, seed, batch_size, report)
     size = min(model.images.size)
-    tables = [score_edits(items, drawn, contender)] + (edit_references(items, size) if references else [])
+    verdicts = [check_edit(item.edit, image) for item, image in zip(items, drawn, strict=True)]
+    tables = [edit_table(items, verdicts, contender)] + (edit_references(items, size) if references else [])
     samples = [
-        Sample("editing", i.edit.instruction, (np.asarray(s),), d, "", draw(i.edit.target, model.images.size))
-        for i, s, d in zip(items, sources, drawn, strict=True)
+        Sample(
+            "editing",
+            item.edit.instruction,
+            (np.asarray(source),),
+            image,
+            "",
+            draw(item.edit.target, model.images.size),
+            verdict.correct,
+            verdict.reason,
+        )
+        for item, source, image, verdict in zip(items, sources, drawn, verdicts, strict=True)
     ]
     return tables, samples
 

@@ -10,8 +10,6 @@ import numpy as np
 
 from diptych.evals.report_data import Answer, Drawing, Edit, Gallery
 from diptych.evals.scenes import Sample
-from diptych.scenes.answers import answer_is_correct
-from diptych.scenes.questions import Question
 
 T = TypeVar("T")
 
@@ -22,7 +20,9 @@ def drawing_gallery(samples: Sequence[Sample], title: str, limit: int = 18) -> t
     if not chosen:
         return ()
     drawings = tuple(
-        Drawing(image=sample.drawn, prompt=sample.request) for sample in chosen if sample.drawn is not None
+        Drawing(image=sample.drawn, prompt=sample.request, is_right=sample.correct, detail=sample.reason)
+        for sample in chosen
+        if sample.drawn is not None
     )
     return (Gallery(title=title, drawings=drawings, note="Held-out compositions at equal distances, not selected."),)
 
@@ -32,14 +32,13 @@ def shown_answers(samples: Sequence[Sample], system: str = "", limit: int = 12) 
     answers = []
     for sample in evenly(_of(samples, "questions"), limit):
         assert isinstance(sample.expected, str)
-        asked = Question(sample.request, sample.expected, kind="", choices=())
         answers.append(
             Answer(
                 image=sample.images[0],
                 question=sample.request,
                 answer=sample.answer,
                 expected=sample.expected,
-                is_right=answer_is_correct(sample.answer, asked),
+                is_right=sample.correct,
                 system=system,
             )
         )
@@ -57,6 +56,8 @@ def shown_edits(samples: Sequence[Sample], system: str = "", limit: int = 8) -> 
                 instruction=sample.request,
                 result=sample.drawn,
                 target=sample.expected,
+                is_right=sample.correct,
+                detail=sample.reason,
                 system=system,
             )
         )
