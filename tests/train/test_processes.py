@@ -223,6 +223,22 @@ def test_a_run_is_resumed_by_another_number_of_processes(server, straight, tmp_p
     assert [session["hardware"]["processes"] for session in sessions] == [2 - (before == "one"), 2 - (after == "one")]
 
 
+@pytest.mark.parametrize("sharding", ["replicated", "sharded"])
+def test_what_is_not_finite_in_one_process_stops_both_and_is_named(server, tmp_path, sharding):
+    settings = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if sharding == "sharded" else {}
+    processes = start_two(server, tmp_path / "run", "--one-stage", "--overflow-at", 5, **settings)
+    assert [finish(process) for process in processes] == [1, 1]
+    log = (tmp_path / "log.txt").read_text()
+    # the first call of a step may be made again while the processes agree on the names of the losses
+    assert (
+        log.count("NonFiniteLoss: step 4 (stage 'only') has a loss or gradient that is not finite: in process 1, ") == 2
+    )
+    assert "the module trunk.1 (GELU) gives non-finite values from finite inputs" in log
+    saved = [path.name for path in (tmp_path / "run" / "nonfinite-step-000004").iterdir()]
+    assert sorted(saved) == ["process-0-batch-0", "process-1-batch-0"]
+    assert latest_checkpoint(tmp_path / "run").name == "step-000003"
+
+
 def test_accelerate_launch_trains_with_two_processes(tmp_path):
     # --multi_gpu is accelerate's name for several processes on one machine; without a GPU they use gloo.
     options = ["--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]

@@ -213,13 +213,38 @@ def killing(objective: Callable[..., Any], call: int, number: int = signal.SIGKI
     return run
 
 
+def overflowing(call: int) -> Callable[..., Any]:
+    """The text objective, whose trunk gives infinite values from its ``call``-th call on."""
+    calls = 0
+
+    def run(model: ToyModel, batch: ToyBatch, generator: torch.Generator) -> dict[str, LossTerm]:
+        nonlocal calls
+        calls += 1
+        if calls < call:
+            return text_objective(model, batch, generator)
+        handle = model.trunk[1].register_forward_hook(lambda module, inputs, output: output / 0, prepend=True)
+        try:
+            return text_objective(model, batch, generator)
+        finally:
+            handle.remove()
+
+    return run
+
+
 def main(argv: list[str]) -> None:
     """Trains the toy recipe, with overrides; ``--kill-at``, ``--kill-in-save`` end the process in the middle."""
     from diptych.train.loop import train
     from diptych.train.override import override
 
     run_dir = Path(argv.pop(0))
-    options = {"--resume": False, "--stop-at": 0, "--kill-at": 0, "--kill-in-save": 0, "--one-stage": False}
+    options = {
+        "--resume": False,
+        "--stop-at": 0,
+        "--overflow-at": 0,
+        "--kill-at": 0,
+        "--kill-in-save": 0,
+        "--one-stage": False,
+    }
     for option, default in options.items():
         if option in argv:
             index = argv.index(option)
@@ -233,6 +258,8 @@ def main(argv: list[str]) -> None:
         task = replace(
             task, objectives={**task.objectives, "text": killing(text_objective, options["--stop-at"], signal.SIGINT)}
         )
+    if options["--overflow-at"] and os.environ.get("RANK") == "1":
+        task = replace(task, objectives={**task.objectives, "text": overflowing(options["--overflow-at"])})
     if options["--kill-in-save"]:
         save = killing(lambda path: None, options["--kill-in-save"])
 

@@ -216,11 +216,14 @@ class LuminaConfig:
     """The feed-forward width 8/3 dim is rounded up to a multiple of it (256 in the paper)."""
     prediction: Literal["velocity", "data", "noise"] = "data"
     """What the network returns; the paper predicts velocity."""
+    initial_gate: float = 0.0
+    """Gate of the cross-attention before its tanh when training begins. 0, the paper's, hides the condition at first;
+    short trainings want it open."""
 
     def build(self, channels: int, condition_dim: int) -> Any:
         from diptych.models.denoisers.lumina import LuminaDiT
 
-        return LuminaDiT(
+        denoiser = LuminaDiT(
             channels=channels,
             condition_dim=condition_dim,
             dim=self.dim,
@@ -230,3 +233,7 @@ class LuminaConfig:
             ffn_multiple_of=self.ffn_multiple,
             prediction=self.prediction,
         )
+        for name, parameter in denoiser.named_parameters():
+            if name.endswith("attention.gate"):
+                parameter.data.fill_(self.initial_gate)
+        return denoiser

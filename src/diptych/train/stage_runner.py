@@ -107,16 +107,18 @@ class StageRunner:
         """One optimizer step; True if the run is to stop after it."""
         config = self.stage.optimizer
         set_learning_rate(self.optimizer, config.lr * lr_factor(config, self.done, self.stage.num_steps))
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         batches = [batch.to(self.processes.device) for batch in inputs.batches]
         wants_stop = self.run.stop.requested is not None
         if self.speed.peak and not self.speed.flops_per_step:
             self.speed.flops_per_step = count_flops(lambda: self.passes.run(batches, inputs.seeds, wants_stop))
-            self.optimizer.zero_grad(set_to_none=True)
+            self._drop_gradients()
         result = self.passes.run(batches, inputs.seeds, wants_stop)
         grad_norm = self._clip()
         # The one place where a step waits for the device: weights must not take in what is no number.
-        if not bool(torch.isfinite(result.loss + grad_norm).item()):
+        # Several processes look at the norm alone, which is the same for all, so that they stop together.
+        watched = grad_norm + result.loss if self.processes.count == 1 else grad_norm
+        if not bool(torch.isfinite(watched).item()):
             raise self._explain_nonfinite(inputs, batches, result)
         self.optimizer.step()
         if self.ema is not None:
@@ -131,6 +133,10 @@ class StageRunner:
         if self.processes.count == 1:
             return self.run.stop.requested is not None
         return result.num_stops.item() > 0
+
+    def _drop_gradients(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
 
     def _clip(self) -> Tensor:
         """Scales the gradients down to ``clip_norm``; returns their norm before."""
@@ -219,18 +225,22 @@ class StageRunner:
     def _explain_nonfinite(self, inputs: StepInputs, batches: list[Any], result: StepResult) -> NonFiniteLoss:
         """Saves the batch and finds the module at fault."""
         rank, step = self.processes.rank, self.run.step + 1
-        bad = next((i for i, terms in enumerate(result.terms)
-                    if not all(bool(torch.isfinite(term.sum)) for term in terms.values())), 0)  # fmt: skip
+        bad = [not all(bool(torch.isfinite(term.sum)) for term in terms.values()) for terms in result.terms]
+        index = bad.index(True) if any(bad) else 0
 
         def forward() -> dict[str, Tensor]:
-            terms = self.bare_passes.evaluate(batches[bad], inputs.seeds[bad])
+            terms = self.bare_passes.evaluate(batches[index], inputs.seeds[index])
             return {name: term.sum for name, term in terms.items()}
 
         culprit = find_culprit(self.model, forward)
-        folder = self.run.folder.path / f"nonfinite-step-{step:06d}" / f"process-{rank}-batch-{bad}"
-        losses = {name: term.sum.item() for name, term in result.terms[bad].items()}
-        facts = {"stage": self.name, "step": step, "culprit": culprit, "losses": losses, "seed": inputs.seeds[bad]}
-        save_batch(folder, batches[bad], {**facts, "examples": inputs.keys})
+        if self.processes.count > 1:
+            # A bad gradient of one process reaches all: believe the one whose own loss is bad.
+            told = self.processes.gather((any(bad), f"in process {rank}, {culprit}"))
+            culprit = next((sentence for is_bad, sentence in told if is_bad), told[0][1])
+        folder = self.run.folder.path / f"nonfinite-step-{step:06d}" / f"process-{rank}-batch-{index}"
+        losses = {name: term.sum.item() for name, term in result.terms[index].items()}
+        facts = {"stage": self.name, "step": step, "culprit": culprit, "losses": losses, "seed": inputs.seeds[index]}
+        save_batch(folder, batches[index], {**facts, "examples": inputs.keys})
         last = latest_checkpoint(self.run.folder.path)
         return NonFiniteLoss(
             f"step {step} (stage {self.name!r}) has a loss or gradient that is not finite: {culprit}. The batch is in "
