@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from diptych.data.sources.scenes import ScenesSource
-from diptych.flow.time import LogitNormalTime
+from diptych.flow.time import UniformTime
 from diptych.methods.blip3o import Blip3oConfig
 from diptych.train.part_configs import BackboneConfig, FeaturesConfig, LuminaConfig, VitConfig
 from diptych.train.recipe import (
@@ -130,44 +130,46 @@ def small() -> Recipe[Blip3oConfig]:
 
     Starts from the encoder and decoder of ``features()`` (kept frozen), as BLIP3-o starts from EVA-CLIP and SDXL.
     Differs from the paper in size, in joint training of backbone and image head, in predicting the data with a loss on
-    the velocity, and in logit-normal times.
+    the velocity, in uniform times shifted towards noise, in queries that see each other, and in an open
+    cross-attention gate.
     """
-    scenes = ScenesSource(num_scenes=40_000)
+    scenes = ScenesSource(num_scenes=1_000_000)
     return Recipe(
         name="blip3o:small",
         model=Blip3oConfig(
             features=SCENE_FEATURES,
-            backbone=BackboneConfig(dim=160, num_layers=4, num_heads=4, num_kv_heads=4, ffn_dim=416),
-            denoiser=LuminaConfig(dim=192, num_layers=4, num_heads=4),
+            backbone=BackboneConfig(dim=128, num_layers=4, num_heads=4, num_kv_heads=4, ffn_dim=352),
+            denoiser=LuminaConfig(dim=160, num_layers=4, num_heads=4, initial_gate=1.0),
             num_queries=16,
-            time=LogitNormalTime(mean=-0.4, std=1.0),
-            cache_features=True,
+            full_queries=True,
+            time=UniformTime(shift=1.5),
+            noise_repeats=2,
             row_length=128,
             start_from={"autoencoder": "diptych-scenes"},
         ),
         data={
-            "draw": replace(scenes, task="text_to_image"),
+            "draw": replace(scenes, task="text_to_image", caption_style="short"),
             "ask": replace(scenes, task="question_answering"),
             "describe": replace(scenes, task="image_to_text"),
             "edit": replace(scenes, task="image_edit"),
-            "compose": replace(scenes, task="multi_reference", num_scenes=10_000),
+            "compose": replace(scenes, task="multi_reference"),
         },
         stages={
             "joint": Stage(
                 trainable=("connector", "backbone", "image_head"),
-                mix={"draw": 0.46, "ask": 0.24, "describe": 0.03, "edit": 0.22, "compose": 0.05},
+                mix={"draw": 0.58, "ask": 0.18, "describe": 0.02, "edit": 0.19, "compose": 0.03},
                 objectives={"text": 0.5, "flow": 1.0},
-                num_steps=8000,
+                num_steps=4800,
                 batch_size=64,
                 optimizer=OptimizerConfig(
-                    lr=1.5e-3, warmup_steps=200, schedule="wsd", decay_fraction=0.35, weight_decay=0.01, ema_decay=0.998
+                    lr=3e-3, warmup_steps=200, schedule="wsd", decay_fraction=0.4, ema_decay=0.998
                 ),
             )
         },
-        sampling=SamplingConfig(num_steps=20, guidance_scale=2.0, solver="euler"),
+        sampling=SamplingConfig(num_steps=20, guidance_scale=2.0),
         evaluation=EvaluationConfig(scorers=("geneval", "questions", "editing", "multi-reference"), num_prompts=60),
         checkpoints=CheckpointConfig(every_steps=500),
-        logging=LoggingConfig(every_steps=25, sample_every=1000),
+        logging=LoggingConfig(every_steps=50, sample_every=1000),
         precision="bfloat16",
     )
 
@@ -180,6 +182,7 @@ def demo() -> Recipe[Blip3oConfig]:
     return replace(
         base,
         name="blip3o:demo",
+        model=replace(base.model, cache_features=True),
         data={
             "draw": replace(scenes, task="text_to_image", caption_style="short"),
             "ask": replace(scenes, task="question_answering"),
