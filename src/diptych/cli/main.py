@@ -140,7 +140,9 @@ def _explain_os_error(error: OSError) -> str:
     if error.errno is None or error.strerror is None:
         return str(error)
     where = f"{error.filename}: " if error.filename else ""
-    if error.errno == errno.ENOSPC:
+    if error.strerror != os.strerror(error.errno):  # words of our own, which say more
+        return f"{where}{error.strerror.removesuffix('.')}."
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{where}no space left on the disk. Free some, or write elsewhere."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where}{error.strerror.lower()}. Choose a place you may write to."
