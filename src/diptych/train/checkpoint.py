@@ -173,7 +173,7 @@ def refuse_pickle(folder: Path) -> None:
             raise ValueError(
                 f"{file} is a pickle file, which can run code when it is loaded; training state is read from "
                 "safetensors and JSON only. If you trust it, convert it once: "
-                "safetensors.torch.save_file(torch.load(file, weights_only=True), ...), or use `diptych convert`."
+                "safetensors.torch.save_file(torch.load(file, weights_only=True), ...)."
             )
 
 

@@ -126,7 +126,7 @@ def check_same_recipe(saved: Mapping[str, Any], recipe: Recipe[Any], run_dir: Pa
         listed = "\n  ".join(changes)
         raise ValueError(
             f"the recipe differs from the one that {run_dir} was trained with:\n  {listed}\n"
-            f"Resume with the recorded recipe (`diptych resume {run_dir}`), or start a new run. "
+            f"Take these changes back, in the command or in {run_dir / 'recipe.json'}, or start a new run. "
             f"Only {', '.join(FREE_TO_CHANGE)} may change."
         )
 
