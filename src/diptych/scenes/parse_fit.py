@@ -63,10 +63,10 @@ def _shape_moments() -> Float[ndarray, "4 shapes"]:
 _AREAS, _MASS_HEIGHTS, _VARIANCES_X, _VARIANCES_Y = _shape_moments()
 
 
-def _ramps(
-    position: Float[ndarray, " *points"], half: Float[ndarray, " *ones"], cells: int
-) -> tuple[Float[ndarray, "*points edges"], Float[ndarray, "*points edges"]]:
+def _ramps(position: ndarray, half: ndarray, cells: int) -> tuple[ndarray, ndarray]:
     """How much of the half line from each cell edge on lies before a position, blurred by a box of width 2 ``half``.
+
+    ``position`` [*points] and ``half`` [*ones] give two arrays [*points, cells + 1].
 
     Returns:
         The blurred ramp G(u) of u = position - edge, and its slope s: G = half * s**2 + max(u - half, 0), where s rises
@@ -84,16 +84,17 @@ def _ramps(
     return offset, slope
 
 
-def _cells(ramp: Float[ndarray, "*points edges"]) -> Float[ndarray, "*points cells"]:
+def _cells(ramp: ndarray) -> ndarray:
     return ramp[..., :-1] - ramp[..., 1:]
 
 
-def _down_strips(ramps: Float[ndarray, "templates edges cells"]) -> Float[ndarray, "templates cells strips"]:
+def _down_strips(ramps: ndarray) -> ndarray:
+    """[templates, edges, cells] -> [templates, cells, strips]."""
     return (ramps[:, 1:] - ramps[:, :-1]).transpose(0, 2, 1)
 
 
-def _across_spans(ends: Float[ndarray, "templates strips 4 cells"]) -> Float[ndarray, "templates strips cells"]:
-    """Sum over the two spans (left, right, left, right) of a strip."""
+def _across_spans(ends: ndarray) -> ndarray:
+    """Sum over the two spans (left, right, left, right) of a strip: [templates, strips, 4, cells] -> without the 4."""
     result = ends[:, :, 1] - ends[:, :, 0]
     result += ends[:, :, 3]
     result -= ends[:, :, 2]
@@ -110,10 +111,8 @@ def draw_templates(
     return _down_strips(_cells(rows)) @ _across_spans(_cells(cols))
 
 
-def _templates_and_slopes(
-    shapes: Int[ndarray, " templates"], parameters: Float[ndarray, "templates 5"], height: int, width: int
-) -> Float[ndarray, "6 templates height width"]:
-    """``draw_templates`` and its derivatives by the five parameters."""
+def _templates_and_slopes(shapes: ndarray, parameters: ndarray, height: int, width: int) -> ndarray:
+    """``draw_templates`` and its derivatives by the five parameters: [6, templates, height, width]."""
     center_x, center_y, radius_x, radius_y, blur = parameters.astype(np.float32).T[..., None]
     edges, ends = _EDGES[shapes], _ENDS[shapes]
     ramp, slope = _ramps(edges * radius_y + center_y, blur, height)
@@ -168,14 +167,15 @@ def fit_shape(
     for _ in range(_ITERATIONS):
         shapes, parameters = shapes[kept], parameters[kept]
         slopes = _templates_and_slopes(shapes, parameters, height, width)
-        errors = _mismatches(slopes[0], values, weights, noise)
-        kept = np.flatnonzero(errors <= _HOPELESS_FACTOR * errors.min() + _HOPELESS_MARGIN)
-        moved = _gauss_newton_step(slopes[:, kept], parameters[kept], values, weights)
-        is_settled = len(kept) == 1 and float(np.abs(moved - parameters[kept]).max()) < _SETTLED
-        parameters[kept] = moved
+        if len(shapes) > 1:
+            errors = _mismatches(slopes[0], values, weights, noise)
+            kept = np.flatnonzero(errors <= _HOPELESS_FACTOR * errors.min() + _HOPELESS_MARGIN)
+            shapes, parameters, slopes = shapes[kept], parameters[kept], slopes[:, kept]
+        moved = _gauss_newton_step(slopes, parameters, values, weights)
+        is_settled = len(shapes) == 1 and float(np.abs(moved - parameters)[:, :4].max()) < _SETTLED
+        parameters, kept = moved, np.arange(len(shapes))
         if is_settled:
             break
-    shapes, parameters = shapes[kept], parameters[kept]
     templates = draw_templates(shapes, parameters, height, width)
     squeezed = np.abs(np.log(parameters[:, 2] / parameters[:, 3]))
     errors = _mismatches(templates, values, weights, noise) + SQUEEZE_PENALTY * np.maximum(squeezed - 0.05, 0) ** 2
@@ -206,11 +206,11 @@ def _starts(level: Float[ndarray, "height width"]) -> Float[ndarray, "shapes 5"]
 
 
 def _mismatches(
-    templates: Float[ndarray, "templates height width"],
-    values: Float[ndarray, " pixels"],
-    weights: Float[ndarray, " pixels"],
+    templates: ndarray,
+    values: ndarray,
+    weights: ndarray,
     noise: float,
-) -> Float[ndarray, " templates"]:
+) -> ndarray:
     """Squared error left after the best amplitude and offset, less what noise explains, over the template's energy."""
     flat = templates.reshape(len(templates), -1) * weights
     target = values * weights
@@ -227,11 +227,11 @@ _LONGEST_STEP = np.array([1.0, 1.0, 1.0, 1.0, 0.7])
 
 
 def _gauss_newton_step(
-    slopes: Float[ndarray, "6 templates height width"],
-    parameters: Float[ndarray, "templates 5"],
-    values: Float[ndarray, " pixels"],
-    weights: Float[ndarray, " pixels"],
-) -> Float[ndarray, "templates 5"]:
+    slopes: ndarray,
+    parameters: ndarray,
+    values: ndarray,
+    weights: ndarray,
+) -> ndarray:
     """Solve for amplitude, offset and a step of the parameters together, as the template is linear in the former."""
     count, height, width = slopes.shape[1:]
     pictures = slopes.reshape(6, count, -1) * weights

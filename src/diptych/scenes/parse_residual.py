@@ -31,10 +31,16 @@ def unexplained_pixels(
     by a pixel, and beyond that what noise explains.
     """
     again = smooth(_draw_again(smoothed.shape[0], smoothed.shape[1], background, shown))
-    beyond = np.maximum(smoothed - spread(again, 1), -spread(-again, 1) - smoothed)
-    np.maximum(beyond, 0, out=beyond)
-    distance = np.sqrt(np.einsum("hwc,hwc->hw", beyond, beyond))
-    return distance > max(COLOR_TOLERANCE, 4.5 * SMOOTHED_NOISE * min(background.noise, LARGEST_NOISE))
+    tolerance = max(COLOR_TOLERANCE, 4.5 * SMOOTHED_NOISE * min(background.noise, LARGEST_NOISE))
+    differs = _length(smoothed - again) > tolerance
+    if differs.any():
+        beyond = np.maximum(smoothed - spread(again, 1), -spread(-again, 1) - smoothed)
+        differs = _length(np.maximum(beyond, 0, out=beyond)) > tolerance
+    return differs
+
+
+def _length(vectors: ndarray) -> ndarray:
+    return np.sqrt(np.einsum("hwc,hwc->hw", vectors, vectors))
 
 
 def _draw_again(

@@ -37,7 +37,9 @@ def noise_level(picture: Float[ndarray, "height width 3"]) -> float:
     """Standard deviation of white noise, from the median of mixed second differences (flat areas and edges cancel)."""
     if picture.shape[0] < 2 or picture.shape[1] < 2:
         return 0.0
-    steps = picture[1:, 1:] - picture[1:, :-1] - picture[:-1, 1:] + picture[:-1, :-1]
+    steps = picture[1::2, 1:] - picture[1::2, :-1]  # every other row: half the values are plenty
+    steps -= picture[:-1:2, 1:]
+    steps += picture[:-1:2, :-1]
     return float(np.median(np.abs(steps))) / (0.6745 * 2)
 
 
