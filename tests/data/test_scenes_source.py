@@ -181,3 +181,16 @@ def test_wrong_fields_name_their_limits():
         ScenesSource(task="juggle")
     with pytest.raises(IndexError, match="ScenesSource has 10 examples, got index 10"):
         ScenesSource(num_scenes=10).build().example(10, 0)
+
+
+def test_several_questions_are_turns_about_one_picture():
+    source = ScenesSource(task="question_answering", num_scenes=5, questions_per_image=3).build()
+    for index in range(5):
+        example = source.example(index, 0)
+        kinds = [type(part).__name__ for part in example.parts]
+        assert kinds == ["ImageIn", *["Text"] * 6]
+        assert [part.is_target for part in example.parts] == [False, *[False, True] * 3]
+        asked = example.metadata["questions"]
+        assert [item["answer"] for item in asked] == [part.text for part in example.parts[2::2]]
+    with pytest.raises(ValueError, match="questions_per_image must be at least 1"):
+        ScenesSource(questions_per_image=0)

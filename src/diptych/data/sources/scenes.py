@@ -62,6 +62,9 @@ class ScenesSource:
     """Objects of a scene at most, 1 to 6 (``multi_reference`` has three or fewer anyway)."""
     caption_style: CaptionStyle = "mixed"
     """Words of captions: ``short`` is closest to the prompts of the benchmark."""
+    questions_per_image: int = 1
+    """Questions of one ``question_answering`` example, as turns of a conversation about the same picture: the picture
+    is read once for all of them."""
     edits_per_scene: int = 2
     """Different edits of each scene over all epochs; each is also used backwards. More edits are more pictures."""
 
@@ -79,6 +82,7 @@ class ScenesSource:
             ("image_size", self.image_size, 8, 4096),
             ("seed", self.seed, 0, None),
             ("max_objects", self.max_objects, least_objects, MAX_OBJECTS),
+            ("questions_per_image", self.questions_per_image, 1, None),
             ("edits_per_scene", self.edits_per_scene, 1, None),
         ):
             if number < low or (high is not None and number > high):
@@ -180,13 +184,14 @@ class SceneExamples:
 
     def _question_answering(self, index: int, epoch: int) -> Example:
         scene = self.scene(index)
-        asked = question(scene, self._words(index, epoch), types=types_of_split(self.config.split))
-        parts = (
-            ImageIn(self._image(scene)),
-            Text(asked.text),
-            Text(asked.answer, role="assistant", is_target=True),
-        )
-        metadata = self._metadata(scene, kind=asked.kind, answer=asked.answer, choices=list(asked.choices))
+        words, types = self._words(index, epoch), types_of_split(self.config.split)
+        asked = [question(scene, words, types=types) for _ in range(self.config.questions_per_image)]
+        turns = [(Text(one.text), Text(one.answer, role="assistant", is_target=True)) for one in asked]
+        parts = (ImageIn(self._image(scene)), *(part for turn in turns for part in turn))
+        first = asked[0]
+        metadata = self._metadata(scene, kind=first.kind, answer=first.answer, choices=list(first.choices))
+        if len(asked) > 1:
+            metadata["questions"] = [{"question": q.text, "answer": q.answer, "kind": q.kind} for q in asked]
         return Example(parts, self._name(index), metadata=metadata)
 
     def edit(self, index: int, epoch: int = 0) -> Edit:
