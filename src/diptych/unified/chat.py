@@ -1,14 +1,16 @@
 """A conversation: parts and cache are kept between turns, and a failed step leaves both unchanged."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
+from diptych.data.batch import Batch, ImageGroup
 from diptych.data.example import Example, ImageOut, Part, Text
 from diptych.data.prompt_format import prompt_parts
-from diptych.unified.text import DecodeState, TextSettings, read, write
+from diptych.unified.text import DecodeState, TextSettings, after, read, write
 
 if TYPE_CHECKING:
     from diptych.unified.model import UnifiedModel
@@ -54,19 +56,42 @@ class Chat:
         model = self.model
         with torch.inference_mode():
             batch = model.collator()([Example(parts)], open_turn=True).to(model.device)
-            length = int((batch.layout.example_ids[0] >= 0).sum())
-            tokens = tuple(batch.token_ids[0, :length].tolist())
+            tokens = _named_positions(batch)
             shared = _shared_prefix(tokens, self._read)
-            plain = not batch.inputs and not batch.outputs and batch.layout.positions.ndim == 2
-            if self._state is None or not plain or not 0 < shared < length:
+            if self._state is None or not batch.layout.is_plain_causal or not 0 < shared < len(tokens):
                 return read(model, batch), tokens
-            new = slice(shared, length)
-            cache = self._state.cache.crop(shared)
-            visible = torch.ones(1, length, dtype=torch.bool, device=model.device)
+            new = slice(shared, len(tokens))
+            groups = (_starting_at(group, shared) for group in batch.inputs)
+            unread = replace(batch, inputs=tuple(group for group in groups if len(group)))
             positions = batch.layout.positions[:, new]
-            output = model.backbone(model.backbone.embed(batch.token_ids[:, new]), positions, None, cache)
+            output = model.backbone(model.embed(unread)[:, new], positions, None, self._state.cache.crop(shared))
+            visible = batch.layout.example_ids[:, : len(tokens)] >= 0
             assert output.cache is not None
-            return DecodeState(output.cache, visible, positions[:, -1] + 1, output.hidden_states[:, -1]), tokens
+            return DecodeState(output.cache, visible, after(batch.layout), output.hidden_states[:, -1]), tokens
+
+
+def _named_positions(batch: Batch) -> tuple[int, ...]:
+    """What stands at every position of the only example: a token, or below 0 the how-manieth image it is part of.
+
+    A conversation only grows, so an image of a given number is always the same one.
+    """
+    kinds, spans = batch.layout.kinds[0].tolist(), batch.layout.span_ids[0].tolist()
+    length = int((batch.layout.example_ids[0] >= 0).sum())
+    numbers = {span: -n for n, span in enumerate(sorted({s for k, s in zip(kinds, spans, strict=True) if k > 0}), 1)}
+    tokens = batch.token_ids[0].tolist()
+    return tuple(numbers.get(spans[i], tokens[i]) for i in range(length))
+
+
+def _starting_at(group: ImageGroup, first: int) -> ImageGroup:
+    """The images of a group that lie at position ``first`` or later."""
+    keep = group.slots[:, 0] >= first
+    return replace(
+        group,
+        images=None if group.images is None else group.images[keep],
+        features=None if group.features is None else group.features[keep],
+        slots=group.slots[keep],
+        example_ids=group.example_ids[keep],
+    )
 
 
 def _shared_prefix(first: tuple[int, ...], second: tuple[int, ...]) -> int:

@@ -1,5 +1,7 @@
 """The spellings of prompts: one prompt, or a batch of them."""
 
+from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from diptych.data.example import ImageIn, ImageOut, Part, Text
@@ -39,3 +41,24 @@ def split_batch(prompts: Any, text_batch: bool) -> list[tuple[Part, ...]]:
     if is_batch(prompts, text_batch):
         return [prompt_parts(prompt) for prompt in prompts]
     return [prompt_parts(prompts)]
+
+
+def prompt_seeds(seed: Any, num_prompts: int, stride: int = 1) -> list[int]:
+    """The first seed of every prompt: one number ``s`` gives prompt i ``s + i * stride``, else there is one a prompt.
+
+    Raises:
+        ValueError: no number, another number of them, or one that does not fit into 63 bits.
+    """
+    if isinstance(seed, Integral):
+        seeds = [int(seed) + i * stride for i in range(num_prompts)]
+    elif isinstance(seed, Sequence) and not isinstance(seed, str) and all(isinstance(s, Integral) for s in seed):
+        if len(seed) != num_prompts:
+            raise ValueError(
+                f"seed must be one number or one per prompt: got {len(seed)} seeds for {num_prompts} prompts."
+            )
+        seeds = [int(s) for s in seed]
+    else:
+        raise ValueError(f"seed must be one whole number or one per prompt, got {seed!r}.")
+    if any(not 0 <= s < 2**63 - stride for s in seeds):
+        raise ValueError(f"seed must lie between 0 and 2**63, got {seed!r}.")
+    return seeds

@@ -1,5 +1,6 @@
 """Writing text: sampling with a key-value cache, streaming, and the likelihood of given answers."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,9 @@ from torch import Tensor
 
 from diptych.data.batch import Batch
 from diptych.data.example import Example, Part, Text
+from diptych.data.layout import PackedLayout
 from diptych.models.backbones.protocol import Cache
+from diptych.unified.prompts import prompt_seeds
 
 if TYPE_CHECKING:
     from diptych.unified.model import UnifiedModel
@@ -23,13 +26,17 @@ class TextSettings:
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
+    """The answer ends before the first of these; one ``str`` is one of them."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must not be negative, got {self.temperature}. 0 takes the likeliest token.")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature must be 0 (which takes the likeliest token) or a positive number, got {self.temperature}."
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p}.")
 
@@ -66,11 +73,17 @@ def read(model: "UnifiedModel", batch: Batch) -> DecodeState:
     output = model(batch, cache=model.backbone.new_cache())
     last = visible.sum(1) - 1
     rows = torch.arange(len(last), device=last.device)
-    positions = batch.layout.positions
-    highest = positions.masked_fill(~visible if positions.ndim == 2 else ~visible[..., None], -1)
-    top = highest.amax(1) if positions.ndim == 2 else highest.amax((1, 2))[:, None].expand(-1, positions.shape[-1])
     assert output.cache is not None
-    return DecodeState(output.cache, visible, top + 1, output.hidden_states[rows, last])
+    return DecodeState(output.cache, visible, after(batch.layout), output.hidden_states[rows, last])
+
+
+def after(layout: PackedLayout) -> Tensor:
+    """The position of the token that comes next in every row (and axis): after the largest used so far."""
+    present = layout.example_ids >= 0
+    if layout.positions.ndim == 2:
+        return layout.positions.masked_fill(~present, -1).amax(1) + 1
+    top = layout.positions.masked_fill(~present[..., None], -1).amax((1, 2))
+    return top[:, None].expand(-1, layout.positions.shape[-1]) + 1
 
 
 def choose(
@@ -92,12 +105,7 @@ def generate(
     model: "UnifiedModel", requests: Sequence[tuple[Part, ...]], settings: TextSettings, seed: int | Sequence[int]
 ) -> list[str]:
     """Answers every prompt, in one batch."""
-    if isinstance(seed, int):
-        seeds = [seed + i for i in range(len(requests))]
-    elif len(seed) == len(requests):
-        seeds = list(seed)
-    else:
-        raise ValueError(f"seed must be one number or one per prompt: got {len(seed)} for {len(requests)} prompts.")
+    seeds = prompt_seeds(seed, len(requests))
     examples = [Example(parts, key=f"prompt {i}") for i, parts in enumerate(requests)]
     state = read(model, model.collator()(examples, open_turn=True).to(model.device))
     generators = [torch.Generator().manual_seed(s) for s in seeds]
@@ -132,7 +140,7 @@ def write(model: "UnifiedModel", state: DecodeState, settings: TextSettings, see
     A piece is held back while its last character is incomplete (bytes of one character may be several tokens) or could
     be the start of a stop string.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(prompt_seeds(seed, 1)[0])
     ends = stop_tokens(model)
     tokens: list[int] = []
     given = 0
@@ -187,6 +195,8 @@ def written_logits(model: "UnifiedModel", state: DecodeState) -> Float[Tensor, "
 
 def log_likelihood(model: "UnifiedModel", parts: tuple[Part, ...], answers: Sequence[str]) -> list[float]:
     """Sum of the log-probabilities of each answer's tokens and of the end of its turn."""
+    if not answers:
+        raise ValueError("log_likelihood needs at least one answer.")
     examples = [Example((*parts, Text(answer, role="assistant", is_target=True))) for answer in answers]
     batch = model.collator()(examples).to(model.device)
     hidden_states = model(batch).hidden_states.flatten(0, 1)[batch.target_slots]
