@@ -17,7 +17,7 @@ def load(model: str | Path = "diptych-scenes", device: str = "auto", dtype: str 
 
     Raises:
         FileNotFoundError: no such model, or a file of it is missing.
-        ValueError: a damaged file, a newer format, an unknown dtype.
+        ValueError: a damaged file, a newer format, an unknown dtype, a device that is not there.
     """
     import torch
 
@@ -30,4 +30,10 @@ def load(model: str | Path = "diptych-scenes", device: str = "auto", dtype: str 
         dtype = "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
     if dtype not in dtypes:
         raise ValueError(f"dtype must be auto, {' or '.join(dtypes)}, got {dtype!r}.")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises depends on the device
+        reason = str(error).partition("\n")[0].rstrip(".")
+        shown = f" ({reason})" if len(reason) < 60 else ""
+        raise ValueError(f"device {device!r} cannot be used here{shown}. Use auto, cpu, or a GPU as cuda:0.") from error
     return load_model(model, device, dtypes[dtype])

@@ -21,7 +21,7 @@ def build_part(config: Mapping[str, Any]) -> Any:
     package is built only if that package has been imported before, and only subclasses of ``nn.Module`` are.
 
     Raises:
-        ValueError: there is no ``kind``, or it names no module class within reach.
+        ValueError: there is no ``kind``, it names no module class within reach, or the class takes other arguments.
     """
     kind = config.get("kind")
     if not isinstance(kind, str) or kind.count(":") != 1:
@@ -39,4 +39,9 @@ def build_part(config: Mapping[str, Any]) -> Any:
     cls = getattr(module, class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ValueError(f"kind {kind!r} is no nn.Module class of {module_name}.")
-    return cls(**{name: value for name, value in config.items() if name != "kind"})
+    try:
+        return cls(**{name: value for name, value in config.items() if name != "kind"})
+    except TypeError as error:
+        raise ValueError(
+            f"{kind} cannot be built from its configuration: {error}. It may come from another version of diptych."
+        ) from error

@@ -8,11 +8,14 @@
 Written whole or not at all; safetensors and JSON only.
 """
 
+import errno
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -26,12 +29,29 @@ from diptych import __version__
 from diptych.data.prompt_format import PromptFormat
 from diptych.data.tokenizer import FastTokenizer
 from diptych.models.part import build_part, part_kind
-from diptych.unified.model import DrawSettings, ImagePolicy, UnifiedModel
+from diptych.unified.model import UnifiedModel
+from diptych.unified.settings import DrawSettings, ImagePolicy
 
 FORMAT_VERSION = 1
 MANIFEST = "diptych.json"
 SHARD_BYTES = 4 * 1024**3
 BUNDLED = Path(__file__).parent.parent / "assets" / "models"
+
+_FIELDS = {
+    "parts": dict,
+    "prompt_format": dict,
+    "tokenizer_fingerprint": str,
+    "images": dict,
+    "draw": dict,
+    "card": dict,
+}
+_PARTS = ("autoencoder", "encoder", "connector", "backbone", "image_head")
+_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+_RESTORE = "Restore the file, or take another checkpoint."
+_SAFE_WAY = (
+    "If you trust it, convert its weights once: "
+    "safetensors.torch.save_file(torch.load(file, weights_only=True), ...), and load those into a part."
+)
 
 
 def save_model(model: UnifiedModel, path: Path, dtype: torch.dtype | None = None) -> None:
@@ -41,35 +61,43 @@ def save_model(model: UnifiedModel, path: Path, dtype: torch.dtype | None = None
         dtype: floating weights are stored in; by default as they are.
 
     Raises:
-        OSError: the folder cannot be written; nothing is left behind.
+        FileExistsError: there is something else at ``path``, which would be lost.
+        OSError: the folder cannot be written, or the disk is full; nothing is left behind.
     """
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        parts: dict[str, Any] = {}
-        for name, part in model.parts().items():
-            config = {**part.config_dict(), "kind": part_kind(part)}  # type: ignore[operator]
-            parts[name] = {"config": config, "files": _save_part(part, temporary / name, dtype)}
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "diptych_version": __version__,
-            "kind": "unified",
-            "capabilities": list(model.capabilities),
-            "parts": parts,
-            "prompt_format": model.prompt_format.to_dict(),
-            "tokenizer_fingerprint": model.tokenizer.fingerprint,
-            "images": asdict(model.images),
-            "draw": asdict(model.draw_settings),
-            "card": model.card,
-        }
-        model.tokenizer.save(temporary / "tokenizer")
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (temporary / "README.md").write_text(model_card(model, manifest), encoding="utf-8")
-        _replace(temporary, path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    path = path.resolve()
+    _check_replaceable(path)
+    with _told_in_words(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        try:
+            _write(model, temporary, dtype)
+            _replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def _write(model: UnifiedModel, folder: Path, dtype: torch.dtype | None) -> None:
+    """All files of a model into an empty folder."""
+    parts: dict[str, Any] = {}
+    for name, part in model.parts().items():
+        config = {**part.config_dict(), "kind": part_kind(part)}  # type: ignore[operator]
+        parts[name] = {"config": config, "files": _save_part(part, folder / name, dtype)}
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "diptych_version": __version__,
+        "kind": "unified",
+        "capabilities": list(model.capabilities),
+        "parts": parts,
+        "prompt_format": model.prompt_format.to_dict(),
+        "tokenizer_fingerprint": model.tokenizer.fingerprint,
+        "images": asdict(model.images),
+        "draw": asdict(model.draw_settings),
+        "card": model.card,
+    }
+    model.tokenizer.save(folder / "tokenizer")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(model, manifest), encoding="utf-8")
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> UnifiedModel:
@@ -89,16 +117,20 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torc
             f"{tokenizer.fingerprint[:12]}, expected {manifest['tokenizer_fingerprint'][:12]}). "
             "Restore the model's own."
         )
-    draw = {**manifest["draw"], "guidance_interval": tuple(manifest["draw"]["guidance_interval"])}
-    images = {**manifest["images"], "size": tuple(manifest["images"]["size"])}
-    model = UnifiedModel(
-        **parts,
-        tokenizer=tokenizer,
-        prompt_format=PromptFormat.from_dict(manifest["prompt_format"]),
-        images=ImagePolicy(**images),
-        draw=DrawSettings(**draw),
-        card=manifest["card"],
-    )
+    try:
+        draw = {**manifest["draw"], "guidance_interval": tuple(manifest["draw"]["guidance_interval"])}
+        images = {**manifest["images"], "size": tuple(manifest["images"]["size"])}
+        model = UnifiedModel(
+            **parts,
+            tokenizer=tokenizer,
+            prompt_format=PromptFormat.from_dict(manifest["prompt_format"]),
+            images=ImagePolicy(**images),
+            draw=DrawSettings(**draw),
+            card=manifest["card"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        lacks = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{folder / MANIFEST} describes no model: {lacks.removesuffix('.')}. {_RESTORE}") from error
     return model.to(device=device, dtype=dtype).eval()
 
 
@@ -126,20 +158,36 @@ def resolve(path: str | Path) -> Path:
         return folder
     if (folder / "model" / MANIFEST).is_file():  # a checkpoint, with the training state beside the model
         return folder / "model"
-    saved = sorted((folder / "checkpoints").glob(f"step-*/model/{MANIFEST}"))
+    saved = [file.parent for file in (folder / "checkpoints").glob(f"step-*/model/{MANIFEST}")]
     if saved:
-        return saved[-1].parent
+        return max(saved, key=lambda model: (len(model.parent.name), model.parent.name))
     bundled = sorted(p.name for p in BUNDLED.iterdir() if (p / MANIFEST).is_file()) if BUNDLED.is_dir() else []
     if str(path) in bundled:
         return BUNDLED / str(path)
-    if folder.is_file():
-        raise FileNotFoundError(
-            f"{folder} is a file, but a model is a folder with {MANIFEST}. Pickled checkpoints are never loaded: "
-            "convert released weights to a model folder first."
+    raise FileNotFoundError(_no_model(folder, str(path), bundled))
+
+
+def _no_model(folder: Path, name: str, bundled: list[str]) -> str:
+    """Why there is no model at a path, and what to do."""
+    pickles = [folder] if folder.is_file() else sorted(folder.glob("*")) if folder.is_dir() else []
+    pickle = next((file for file in pickles if file.suffix in _PICKLES), None)
+    if pickle is not None:
+        return (
+            f"{pickle} is a pickled checkpoint, which can run any code when it is loaded, and is never loaded here. "
+            f"A model is a folder with {MANIFEST} and safetensors. {_SAFE_WAY}"
         )
+    if folder.is_file():
+        return f"{folder} is a file, but a model is a folder with {MANIFEST}. Give that folder."
+    if (folder / "recipe.json").is_file():
+        return f"the run {folder} has no checkpoint yet, so there is no model in it. Continue it with `diptych resume`."
     if folder.is_dir():
-        raise FileNotFoundError(f"{folder} holds no {MANIFEST}: it is no model folder, or its writing was cut off.")
-    raise FileNotFoundError(f"there is no model {str(path)!r}. Give a model folder, or one of: {', '.join(bundled)}.")
+        return f"{folder} holds no {MANIFEST}: it is no model folder, or its writing was cut off."
+    kept = sorted(file.parent for file in folder.parent.glob(f".{folder.name}-*/{MANIFEST}")) if folder.name else []
+    if kept:
+        return f"there is no model {name!r}, but saving it was cut off and left it in {kept[0]}. Rename that folder."
+    return f"there is no model {name!r}. Give a model folder" + (
+        f", or one of: {', '.join(bundled)}." if bundled else "."
+    )
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -148,8 +196,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is damaged: {error}. Restore it or take another checkpoint.") from None
-    version = manifest.get("format_version")
+        raise ValueError(f"{file} is damaged: {error}. {_RESTORE}") from None
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if not isinstance(version, int):
         raise ValueError(f"{file} has no format_version: it was not written by diptych.")
     if version > FORMAT_VERSION:
@@ -157,6 +205,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{file} has format version {version}; diptych {__version__} reads up to {FORMAT_VERSION}. "
             f"It needs diptych {manifest.get('diptych_version', 'of a later version')}: pip install -U diptych."
         )
+    for name, expected in _FIELDS.items():
+        if name not in manifest:
+            raise ValueError(f"{file} is damaged: it lacks {name!r}. {_RESTORE}")
+        if not isinstance(manifest[name], expected):
+            form = "an object" if expected is dict else "text"
+            raise ValueError(f"{file} is damaged: {name!r} must be {form}, got {manifest[name]!r}. {_RESTORE}")
+    for name, entry in manifest["parts"].items():
+        if name not in _PARTS:
+            raise ValueError(
+                f"{file} names a part {name!r}, which a model does not have: parts are {', '.join(_PARTS)}. {_RESTORE}"
+            )
+        if not (isinstance(entry, dict) and {"config", "files"} <= entry.keys() and isinstance(entry["config"], dict)):
+            raise ValueError(f"{file} is damaged: the part {name!r} needs 'config' and 'files'. {_RESTORE}")
     return manifest
 
 
@@ -186,26 +247,66 @@ def _save_part(part: nn.Module, folder: Path, dtype: torch.dtype | None) -> list
 
 
 def _load_part(folder: Path, name: str, entry: Mapping[str, Any]) -> nn.Module:
-    part = build_part(entry["config"])
+    try:
+        part = build_part(entry["config"])
+    except ValueError as error:
+        raise ValueError(f"{folder / MANIFEST}, part {name!r}: {error}") from error
     state: dict[str, Tensor] = {}
     for file_name in entry["files"]:
         file = folder / name / file_name
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing: the model folder is incomplete. Copy it again.")
+        if file.suffix in _PICKLES:
+            raise ValueError(f"{file} is a pickle file, which can run any code when it is loaded. {_SAFE_WAY}")
         try:
             state |= load_file(file)
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged or cut off ({error}). Copy it again.") from None
-    floats = {value.dtype for value in state.values() if value.is_floating_point()}
-    if len(floats) == 1 and floats != {torch.float32}:
-        state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    problems = part.load_state_dict(state, strict=False)
-    if problems.missing_keys or problems.unexpected_keys:
+    own = part.state_dict()
+    missing, unknown = [key for key in own if key not in state], [key for key in state if key not in own]
+    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or unknown or shapes:
         raise ValueError(
-            f"{folder / name} does not fit its configuration: missing {problems.missing_keys[:3]}, "
-            f"unknown {problems.unexpected_keys[:3]} (first three of each). The folder mixes files of two models."
+            f"{folder / name} does not fit its configuration: missing {missing[:3]}, unknown {unknown[:3]}, of another "
+            f"shape {shapes[:3]} (first three of each). The folder mixes files of two models."
         )
+    part.load_state_dict(state)  # into float32, whatever the file holds
     return part
+
+
+@contextmanager
+def _told_in_words(path: Path) -> Iterator[None]:
+    """Gives an error of the disk its place and a way out; safetensors' own errors become ``OSError``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        found = re.search(r"os error (\d+)", str(error))
+        code = error.errno if isinstance(error, OSError) else int(found[1]) if found else None
+        if code is None:
+            raise
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason = "no space left on the disk. Free some, or save elsewhere"
+        elif code in (errno.ENOTDIR, errno.EEXIST):
+            reason = "something on the way there is a file, not a folder. Save to another place"
+        else:
+            reason = f"{os.strerror(code).lower()}. Save to a place you may write to"
+        raise OSError(code, f"the model cannot be saved: {reason}", str(path)) from error
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raises ``FileExistsError`` unless there is nothing at ``path``, or a model folder with nothing else in it."""
+    if path.is_dir():
+        names = {entry.name for entry in path.iterdir()}
+        if names:
+            own = {MANIFEST, "README.md", "tokenizer", *_PARTS} if MANIFEST in names else set()
+            others = sorted(names - own)
+            if others:
+                raise FileExistsError(
+                    f"{path} holds files that are not of a model ({', '.join(others[:3])}) and would be lost. "
+                    "Save to a new folder."
+                )
+    elif path.exists():
+        raise FileExistsError(f"{path} is a file, and a model is saved as a folder. Choose another name.")
 
 
 def _replace(temporary: Path, path: Path) -> None:
@@ -214,12 +315,19 @@ def _replace(temporary: Path, path: Path) -> None:
         if file.is_file():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o777 & ~umask)  # mkdtemp's are for one user alone
     if not path.exists():
         os.replace(temporary, path)
         return
     old = temporary.with_name(temporary.name + "-old")
     os.replace(path, old)
-    os.replace(temporary, path)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

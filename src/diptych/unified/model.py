@@ -6,9 +6,9 @@ generation space decodes).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from einops import rearrange
@@ -23,24 +23,8 @@ from diptych.data.prompt_format import ImageRules, PromptFormat, prompt_parts
 from diptych.data.tokenizer import Tokenizer
 from diptych.flow.solvers import OnStep
 from diptych.models.backbones.protocol import BackboneOutput, Cache
-from diptych.models.preprocess import resize_pixels, to_float, to_uint8
-
-
-@dataclass(frozen=True, kw_only=True)
-class DrawSettings:
-    """How an image is drawn; a model carries its own defaults."""
-
-    num_steps: int = 30
-    guidance_scale: float = 3.0
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    solver: str = "euler"
-    time_shift: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
-        if self.time_shift < 1:
-            raise ValueError(f"time_shift must be at least 1, got {self.time_shift}.")
+from diptych.models.preprocess import to_uint8
+from diptych.unified.settings import DrawSettings, GridTable, ImagePolicy
 
 
 class ImageHead(Protocol):
@@ -65,32 +49,6 @@ class ImageHead(Protocol):
         settings: DrawSettings,
         on_step: OnStep | None = None,
     ) -> Float[Tensor, "images channels rows cols"]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImagePolicy:
-    """How pictures of any size become the model's pictures."""
-
-    size: tuple[int, int] = (64, 64)
-    """(height, width) in pixels that images are looked at and drawn in."""
-    resize: str = "pad"
-    """``pad``, ``crop``, ``stretch`` or ``native`` (aspect ratio kept, both sides a multiple of ``multiple``)."""
-    filter: str = "bicubic"
-    """Pillow's resize filter."""
-    multiple: int = 8
-    """Sides of native images are rounded to it; the patch size times any pooling."""
-
-    def __post_init__(self) -> None:
-        if any(side < 1 or side % self.multiple for side in self.size):
-            raise ValueError(
-                "images.size must be multiples of images.multiple: "
-                f"got {self.size[0]}x{self.size[1]} and {self.multiple}."
-            )
-
-    def prepare(self, pixels: Any, is_output: bool) -> Float[Tensor, "3 height width"]:
-        """uint8 pixels as a float image of the model's size."""
-        resized = resize_pixels(pixels, self.size, self.filter, self.resize, self.multiple)  # type: ignore[arg-type]
-        return to_float(resized)
 
 
 class UnifiedModel(nn.Module):
@@ -137,6 +95,7 @@ class UnifiedModel(nn.Module):
         self.connector = connector
         self.backbone = backbone
         self.image_head = image_head
+        self._check_tokenizer()
 
     # -- parts ---------------------------------------------------------------------------------------------------
 
@@ -153,6 +112,19 @@ class UnifiedModel(nn.Module):
         """What the model can do, among text, image_to_text, text_to_image and image_edit."""
         sees, draws = self.connector is not None, self.image_head is not None
         return ("text", *["image_to_text"] * sees, *["text_to_image"] * draws, *["image_edit"] * (sees and draws))
+
+    def _check_tokenizer(self) -> None:
+        lacking = [name for name in self.prompt_format.special_tokens() if name not in self.tokenizer.special]
+        if lacking:
+            raise ValueError(
+                f"the prompt format uses special tokens that the tokenizer lacks: {', '.join(lacking)}. "
+                "Use the tokenizer saved beside the weights, or add them with tokenizer.with_special_tokens."
+            )
+        if self.tokenizer.vocab_size > self.backbone.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {self.tokenizer.vocab_size} tokens, but the backbone knows only "
+                f"{self.backbone.vocab_size}: they belong to two models. Use the tokenizer saved beside the weights."
+            )
 
     def collator(self, cache: FeatureCache | None = None, row_length: int | None = None) -> Collator:
         """Makes batches for this model; picklable, holds none of its weights."""
@@ -240,7 +212,7 @@ class UnifiedModel(nn.Module):
         negative_prompt: Any = None,
         seed: int | Sequence[int] = 0,
         on_step: OnStep | None = None,
-        batch_size: int | str = "auto",
+        batch_size: int | Literal["auto"] = "auto",
     ) -> list[Image.Image]:
         """Draws ``num_images`` images for every prompt; image k of prompt i is at ``i * num_images + k``.
 
@@ -257,21 +229,25 @@ class UnifiedModel(nn.Module):
         Raises:
             ValueError: bad settings, an empty prompt, a size the model cannot draw.
         """
-        from diptych.unified.prompts import split_batch
+        from diptych.unified.prompts import prompt_seeds, split_batch
 
         requests = split_batch(prompts, text_batch=True)
         settings = self._settings(num_steps, guidance_scale)
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}.")
+        if isinstance(negative_prompt, str) and not negative_prompt.strip():
+            raise ValueError(
+                "negative_prompt is empty. Leave it out: guidance then leads away from the null condition."
+            )
         height, width = self._draw_size(size)
-        seeds = _image_seeds(seed, len(requests), num_images)
+        seeds = [first + k for first in prompt_seeds(seed, len(requests), num_images) for k in range(num_images)]
         shape = self._space().latent_shape(height, width)
         conditions = self.condition(requests, (height, width))
         null = None if negative_prompt is None else self.condition([prompt_parts(negative_prompt)], (height, width))
         order = [request for request in range(len(requests)) for _ in range(num_images)]
-        step = (16 if self.device.type == "cpu" else 64) if batch_size == "auto" else int(batch_size)
-        if step < 1:
-            raise ValueError(f'batch_size must be "auto" or at least 1, got {batch_size}.')
+        step = (16 if self.device.type == "cpu" else 64) if batch_size == "auto" else batch_size
+        if not isinstance(step, int) or step < 1:
+            raise ValueError(f'batch_size must be "auto" or at least 1, got {batch_size!r}.')
         drawn: list[Image.Image] = []
         for start in range(0, len(order), step):
             chosen = slice(start, start + step)
@@ -316,7 +292,10 @@ class UnifiedModel(nn.Module):
         return settings if guidance_scale is None else replace(settings, guidance_scale=guidance_scale)
 
     def _draw_size(self, size: tuple[int, int] | int | None) -> tuple[int, int]:
-        height, width = self.images.size if size is None else (size, size) if isinstance(size, int) else size
+        sides = self.images.size if size is None else (size, size) if isinstance(size, int) else size
+        if len(sides) != 2:
+            raise ValueError(f"size must be one number or (height, width) in pixels, got {size!r}.")
+        height, width = sides
         multiple = self.images.multiple
         if height < 1 or width < 1 or height % multiple or width % multiple:
             raise ValueError(f"size must be positive multiples of {multiple}, got {height}x{width}.")
@@ -344,7 +323,7 @@ class UnifiedModel(nn.Module):
         from diptych.unified.prompts import is_batch, split_batch
         from diptych.unified.text import TextSettings, generate
 
-        settings = TextSettings(max_new_tokens, temperature, top_p, tuple(stop))
+        settings = TextSettings(max_new_tokens, temperature, top_p, stop)
         answers = generate(self, split_batch(prompt, text_batch=False), settings, seed)
         return answers if is_batch(prompt, text_batch=False) else answers[0]
 
@@ -353,7 +332,7 @@ class UnifiedModel(nn.Module):
         """The answer to one prompt in pieces; joined they are what ``generate_text`` returns."""
         from diptych.unified.text import TextSettings, stream
 
-        return stream(self, prompt_parts(prompt), TextSettings(max_new_tokens, temperature, top_p, tuple(stop)), seed)
+        return stream(self, prompt_parts(prompt), TextSettings(max_new_tokens, temperature, top_p, stop), seed)
 
     @torch.inference_mode()
     def log_likelihood(self, prompt: Any, answer: str | Sequence[str]) -> float | list[float]:
@@ -400,33 +379,6 @@ class UnifiedModel(nn.Module):
         }
         total = sum(p.numel() for p in self.parameters())
         return {**self.card, "capabilities": list(self.capabilities), "parts": parts, "parameters": total}
-
-
-@dataclass(frozen=True)
-class GridTable:
-    """(height, width) in pixels to (rows, columns) of positions; plain numbers, so that it travels to workers."""
-
-    pixels_per_position: int
-    pixels_per_cell: tuple[int, int]
-
-    @classmethod
-    def of(cls, model: UnifiedModel) -> "GridTable":
-        height = model.images.size[0]
-        cell_in = height // (height // model.encoder.patch_size) if model.encoder is not None else 0
-        cell_out = height // model.autoencoder.latent_shape(*model.images.size)[1] if model.autoencoder else 0
-        cell_in = cell_in or cell_out
-        return cls(cell_in, (cell_in, cell_out))
-
-    def __call__(self, height: int, width: int) -> tuple[int, int]:
-        return max(1, height // self.pixels_per_position), max(1, width // self.pixels_per_position)
-
-
-def _image_seeds(seed: int | Sequence[int], num_prompts: int, num_images: int) -> list[int]:
-    if isinstance(seed, int):
-        return [seed + i for i in range(num_prompts * num_images)]
-    if len(seed) != num_prompts:
-        raise ValueError(f"seed must be one number or one per prompt: got {len(seed)} seeds for {num_prompts} prompts.")
-    return [first + k for first in seed for k in range(num_images)]
 
 
 def _noise(seed: int, shape: tuple[int, int, int]) -> Float[Tensor, "channels rows cols"]:

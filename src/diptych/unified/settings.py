@@ -1,0 +1,83 @@
+"""Plain values that a model carries: how it draws, and how pictures are brought to its size."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from diptych.flow.solvers import SOLVERS
+from diptych.models.preprocess import Filter, ResizePolicy, resize_pixels, to_float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawSettings:
+    """How an image is drawn; a model carries its own defaults."""
+
+    num_steps: int = 30
+    guidance_scale: float = 3.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    solver: str = "euler"
+    time_shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {self.num_steps}.")
+        if not 1 <= self.time_shift < math.inf:
+            raise ValueError(f"time_shift must be at least 1, got {self.time_shift}.")
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale must be a finite number, got {self.guidance_scale}. 1 is off.")
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePolicy:
+    """How pictures of any size become the model's pictures."""
+
+    size: tuple[int, int] = (64, 64)
+    """(height, width) in pixels that images are looked at and drawn in."""
+    resize: ResizePolicy = "pad"
+    """``pad``, ``crop``, ``stretch`` or ``native`` (aspect ratio kept, both sides a multiple of ``multiple``)."""
+    filter: Filter = "bicubic"
+    """Pillow's resize filter."""
+    multiple: int = 8
+    """Sides of native images are rounded to it; the patch size times any pooling."""
+
+    def __post_init__(self) -> None:
+        if self.multiple < 1:
+            raise ValueError(f"images.multiple must be at least 1, got {self.multiple}.")
+        if any(side < 1 or side % self.multiple for side in self.size):
+            raise ValueError(
+                "images.size must be multiples of images.multiple: "
+                f"got {self.size[0]}x{self.size[1]} and {self.multiple}."
+            )
+
+    def prepare(self, pixels: Any, is_output: bool) -> Float[Tensor, "3 height width"]:
+        """uint8 pixels as a float image of the model's size."""
+        return to_float(resize_pixels(pixels, self.size, self.filter, self.resize, self.multiple))
+
+
+@dataclass(frozen=True)
+class GridTable:
+    """(height, width) in pixels to (rows, columns) of positions; plain numbers, so that it travels to workers."""
+
+    pixels_per_position: int
+    pixels_per_cell: tuple[int, int]
+
+    @classmethod
+    def of(cls, model: Any) -> "GridTable":
+        """
+        Raises:
+            ValueError: the generation space cannot hold images of the model's size.
+        """
+        cell_out = 0
+        if model.autoencoder is not None:
+            model.autoencoder.latent_shape(*model.images.size)
+            cell_out = model.autoencoder.stride
+        cell_in = cell_out if model.encoder is None else model.encoder.patch_size
+        return cls(cell_in, (cell_in, cell_out))
+
+    def __call__(self, height: int, width: int) -> tuple[int, int]:
+        return max(1, height // self.pixels_per_position), max(1, width // self.pixels_per_position)
