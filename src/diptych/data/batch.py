@@ -197,7 +197,11 @@ class Collator:
         if features is not None:
             cell = self.pixels_per_cell[is_output]
             return _Image((features.shape[-2] * cell, features.shape[-1] * cell), features=features)
-        image = self.prepare(load_pixels(part.image), is_output)
+        try:
+            image = self.prepare(load_pixels(part.image), is_output)
+        except (TypeError, ValueError, OSError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"example {example.key!r}: {error}") from error
         return _Image((int(image.shape[-2]), int(image.shape[-1])), image=image)
 
 

@@ -132,7 +132,7 @@ def load_pixels(image: ImageLike) -> Pixels:
         return load_pixels(image.load())
     raise TypeError(
         "an image must be a PIL image, a uint8 array (height, width, 3) or an image handle, "
-        f"got {type(image).__name__}."
+        f"got {type(image).__name__}. Open a file with PIL.Image.open."
     )
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -261,19 +261,31 @@ def chatml_format() -> PromptFormat:
     )
 
 
-def prompt_parts(prompt: str | Part | Sequence[Any]) -> tuple[Part, ...]:
+def prompt_parts(prompt: Any) -> tuple[Part, ...]:
     """One prompt as parts: a ``str``, a part, or a list of ``str``, images and parts.
 
     Raises:
         ValueError: the prompt is empty.
-        TypeError: an element is none of these.
+        TypeError: the prompt or an element is none of these.
     """
-    elements = [prompt] if isinstance(prompt, str | Text | ImageIn | ImageOut) else list(prompt)
+    if isinstance(prompt, str | Text | ImageIn | ImageOut):
+        prompt = [prompt]
+    elif not isinstance(prompt, list | tuple):
+        raise TypeError(
+            f"a prompt is a str or a list of str, images and parts, got {type(prompt).__name__}. "
+            'Write "What is it?" or [image, "What is it?"].'
+        )
     parts: list[Part] = []
-    for element in elements:
+    for element in prompt:
         if isinstance(element, str):
             parts.append(Text(element))
-        elif isinstance(element, Text | ImageIn | ImageOut):
+        elif isinstance(element, ImageOut):
+            if element.image is None:
+                raise ValueError(
+                    "an ImageOut in a prompt is an image drawn before, and needs it. generate_image draws one."
+                )
+            parts.append(replace(element, is_target=False))
+        elif isinstance(element, Text | ImageIn):
             parts.append(element)
         elif element is None or isinstance(element, bool | int | float | list | tuple | dict):
             raise TypeError(
