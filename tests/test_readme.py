@@ -1,0 +1,39 @@
+"""The README's Python example runs as it stands, and its commands exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from diptych.cli.main import VERBS
+from diptych.unified.folder import BUNDLED
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.skipif(not (BUNDLED / "diptych-scenes").is_dir(), reason="the bundled model is not in this checkout")
+def test_the_python_example_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = blocks("python")
+    assert len(example.strip().splitlines()) >= 15
+    exec(compile(example, "README.md", "exec"), {})
+    assert (tmp_path / "runs" / "mine" / "diptych.json").is_file()
+
+
+def test_every_command_is_a_verb():
+    lines = [line for block in blocks("sh") for line in block.replace("\\\n", " ").splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("diptych ")]
+    assert len(commands) >= 6
+    assert {command[1] for command in commands} <= set(VERBS)
+
+
+def test_linked_files_exist():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert len(links) >= 6
+    missing = [link for link in links if not (Path(__file__).parent.parent / link).exists()]
+    assert missing == []
