@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from toy_configs import FolderSource, HubBackbone, NumbersSource, OwnBackbone, T
 
 from diptych.train.nearest import nearest
 from diptych.train.override import flag_names, override
-from diptych.train.presets import load_preset, presets_of
+from diptych.train.presets import load_preset, presets_of, recipe_names
 from diptych.train.recipe import (
     CheckpointConfig,
     EvaluationConfig,
@@ -313,3 +314,19 @@ def test_recipes_are_light():
 def test_recipe_is_generic_over_the_model_config():
     recipe: Recipe[ToyModelConfig] = tiny()
     assert recipe.num_steps == 12
+
+
+def test_every_preset_that_ships_survives_json_and_the_flags():
+    names = [
+        f"{paper}:{preset}"
+        for paper in recipe_names()
+        for preset in presets_of(import_module(f"diptych.recipes.{paper}"))
+    ]
+    assert len(names) >= 3 and "blip3o:tiny" in names
+    for name in names:
+        recipe = load_preset(name)
+        assert from_json(to_json(recipe)) == recipe, name
+        assert override(recipe, []) == recipe, name
+        (stage, *_) = recipe.stages
+        changed = override(recipe, [f"--stages.{stage}.num-steps", "7", "--seed", "11"])
+        assert changed.stages[stage].num_steps == 7 and changed.seed == 11, name

@@ -40,8 +40,7 @@ class StageRunner:
         self.weights = {objective: weight for objective, weight in stage.objectives.items() if weight > 0}
         freeze_all_but(self.model, self.trainable)
         if run.task.prepare_stage is not None:
-            with run.accelerator.main_process_first():
-                run.task.prepare_stage(name, stage)
+            run.task.prepare_stage(name, stage)
             freeze_all_but(self.model, self.trainable)
         self.stream = run.task.open_stream(name, stage, self.processes.rank, self.processes.count)
         self.done = 0
@@ -200,7 +199,7 @@ class StageRunner:
         """A checkpoint of this moment."""
         run = self.run
         self._gather()
-        weights = trained_weights(run.task.model, run.trained_parts)
+        weights = trained_weights(run.task.model, run.trained_parts) if run.accelerator.is_main_process else {}
         if self.ema is not None:  # the model folder is saved with the average in their place
             weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
         data = self.processes.gather(self.data_state)
