@@ -1,0 +1,106 @@
+"""The documentation keeps its word: its Python runs, its excerpts are of real files, its commands and links exist."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from diptych.cli.main import VERBS
+from diptych.cli.parser import Parser
+from diptych.evals.scenes import SCENE_TASKS
+from diptych.train.override import override
+from diptych.train.presets import load_preset
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+
+_BLOCK = re.compile(r"^```(?P<info>[^\n]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def blocks(page: Path, info: str) -> list[str]:
+    """The fenced blocks of a page whose fence says ``info``."""
+    return [match["code"] for match in _BLOCK.finditer(page.read_text(encoding="utf-8")) if match["info"] == info]
+
+
+def anchors(page: Path) -> set[str]:
+    """What links can name on a page, as GitHub makes it from headings."""
+    text = _BLOCK.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of every ``diptych`` command in the shell blocks of a page, from the verb on."""
+    for block in blocks(page, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if "diptych" in words:
+                yield words[words.index("diptych") + 1 :]
+            elif "diptych.cli" in words:
+                yield words[words.index("diptych.cli") + 1 :]
+
+
+RUNNABLE = [page for page in PAGES if blocks(page, "python runnable")]
+
+
+def test_pages_are_found():
+    assert {page.stem for page in PAGES} >= {
+        "index", "architecture", "scenes", "recipes", "formats", "adding-a-method",
+    }  # fmt: skip
+    assert len(RUNNABLE) >= 5
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.stem)
+def test_marked_python_runs(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "page"}
+    for number, code in enumerate(blocks(page, "python runnable"), 1):
+        exec(compile(code, f"{page.name}, block {number}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_no_python_stands_there_unchecked(page):
+    """Python is run, or is an excerpt of a file that is named in the fence and tested elsewhere."""
+    text = page.read_text(encoding="utf-8")
+    for match in _BLOCK.finditer(text):
+        language, _, rest = match["info"].partition(" ")
+        if language != "python" or rest == "runnable":
+            continue
+        assert rest.startswith("from "), f"{page.name}: mark the block 'python runnable' or 'python from FILE'"
+        source = (ROOT / rest.removeprefix("from ")).read_text(encoding="utf-8")
+        assert match["code"] in source, f"{page.name}: an excerpt is no longer in {rest.removeprefix('from ')}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    targets = [target for target in _LINK.findall(page.read_text(encoding="utf-8")) if "://" not in target]
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), f"{page.name} links to {target}"
+        if anchor:
+            assert anchor in anchors(file), f"{page.name} links to {target}, which has no such heading"
+
+
+def test_commands_take_the_options_shown():
+    """Every command is parsed as the command line would; recipes are built with the flags shown."""
+    checked = 0
+    for page in PAGES:
+        for words in commands(page):
+            verb = import_module(VERBS[words[0]].module)
+            parser = Parser(words[0], "", add_help=not getattr(verb, "TAKES_FIELDS", False))
+            verb.add_arguments(parser)
+            if not getattr(verb, "TAKES_FIELDS", False):
+                parser.parse_intermixed_args(words[1:])
+            else:
+                arguments, fields = parser.parse_known_args(words[1:])
+                if words[0] == "train" and not arguments.wants_help:
+                    recipe = override(load_preset(arguments.recipe), fields)
+                    assert set(recipe.evaluation.scorers) <= set(SCENE_TASKS), f"{page.name}: {words}"
+            checked += 1
+    assert checked > 15
