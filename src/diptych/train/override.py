@@ -132,6 +132,10 @@ def _parse(recipe: Recipe[Any], flags: Sequence[str], prog: str) -> Recipe[Any]:
 
 
 def _without_box(text: str) -> str:
-    """tyro's message without the box around it, its title and the pointer to the help."""
-    lines = [line.strip("│╰╯─ ") for line in text.splitlines() if not line.startswith("╭")]
-    return " ".join(line for line in lines if line and not line.startswith("For full helptext")).strip()
+    """tyro's message without the frame around it (rules of - or ─), its title and the help of the argument."""
+    lines = [line.strip("│╰╯╭╮─- ") for line in text.splitlines() if not line.startswith("╭")]
+    rules = [i for i, line in enumerate(text.splitlines()) if line and not line.strip("-─ ")]
+    if rules and rules[0] == 1:  # a plain frame, which has the title above it
+        lines[0] = ""
+    message = " ".join(line for line in lines if line and not line.startswith("For full helptext"))
+    return message.partition("Argument helptext:")[0].strip()
