@@ -40,7 +40,7 @@ def test_released_sizes_have_the_published_number_of_parameters(condition_dim, n
 
 
 def test_config_builds_the_same_network_again():
-    model = build(patch_size=2, prediction="data", qk_norm=False, time_dim=24)
+    model = build(patch_size=2, prediction="data", qk_norm=False, time_dim=24, initial_gate=0.5)
     again = LuminaDiT(**model.config_dict())
     assert again.config_dict() == model.config_dict()
     again.load_state_dict(model.state_dict())
@@ -65,6 +65,11 @@ def test_with_closed_gates_only_the_mean_of_the_condition_matters():
         assert (model(x, t, condition) - model(x, t, condition + 1)).abs().max() > 1e-3
         open_gates(model)
         assert (model(x, t, condition) - model(x, t, shuffled)).abs().max() > 1e-3
+
+
+def test_gates_start_closed_unless_told_otherwise():
+    assert all((block.attention.gate == 0).all() for block in build().blocks)
+    assert all((block.attention.gate == 1).all() for block in build(initial_gate=1.0).blocks)
 
 
 def test_the_condition_is_a_set():
@@ -95,16 +100,22 @@ def test_rows_of_unequal_length_equal_rows_alone():
         torch.testing.assert_close(together[row : row + 1], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_row_without_any_condition_is_finite_in_value_and_gradient():
-    model = open_gates(build())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_without_any_condition_attends_to_nothing(dtype):
+    model = open_gates(build()).to(dtype)
     x, t, condition = inputs()
-    condition.requires_grad_()
+    x, condition = x.to(dtype), condition.to(dtype).requires_grad_()
     mask = torch.tensor([[True] * 5, [False] * 5, [True] * 5])
     output = model(x, t, condition, mask)
-    output.square().sum().backward()
+    output.float().square().sum().backward()
     assert output.isfinite().all()
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
     assert condition.grad[1].abs().max() == 0 and condition.grad[0].abs().max() > 0
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attention.gate.zero_()
+        closed = model(x, t, condition, mask)
+    assert torch.equal(output[1], closed[1]) and not torch.equal(output[0], closed[0])
 
 
 def test_order_of_the_batch_does_not_matter():

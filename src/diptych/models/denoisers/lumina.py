@@ -68,7 +68,7 @@ class LuminaCondition:
 class LuminaAttention(nn.Module):
     """Self-attention of the patches plus gated cross-attention to the condition, with one output projection."""
 
-    def __init__(self, dim: int, num_heads: int, norm_eps: float, qk_norm: bool) -> None:
+    def __init__(self, dim: int, num_heads: int, norm_eps: float, qk_norm: bool, initial_gate: float) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.query = nn.Linear(dim, dim, bias=False)
@@ -83,7 +83,7 @@ class LuminaAttention(nn.Module):
         self.key_norm = nn.LayerNorm(dim, QK_NORM_EPS) if qk_norm else nn.Identity()
         self.cross_query_norm = nn.LayerNorm(dim, QK_NORM_EPS) if qk_norm else nn.Identity()
         self.cross_key_norm = nn.LayerNorm(dim, QK_NORM_EPS) if qk_norm else nn.Identity()
-        self.gate = nn.Parameter(torch.zeros(num_heads))
+        self.gate = nn.Parameter(torch.full((num_heads,), initial_gate))
         self.out = nn.Linear(dim, dim, bias=False)
 
     def keys_values(self, condition: Float[Tensor, "batch tokens dim"]) -> KeysValues:
@@ -115,12 +115,14 @@ class LuminaAttention(nn.Module):
 class LuminaBlock(nn.Module):
     """Attention and feed-forward branch, each between two norms; scales without shifts, residual gates through tanh."""
 
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int, time_dim: int, norm_eps: float, qk_norm: bool) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, ffn_dim: int, time_dim: int, norm_eps: float, qk_norm: bool, initial_gate: float
+    ) -> None:
         super().__init__()
         self.modulation = nn.Linear(time_dim, 4 * dim)
         """Attention scale, attention gate, feed-forward scale, feed-forward gate."""
         self.attention_in_norm = RMSNorm(dim, norm_eps)
-        self.attention = LuminaAttention(dim, num_heads, norm_eps, qk_norm)
+        self.attention = LuminaAttention(dim, num_heads, norm_eps, qk_norm, initial_gate)
         self.attention_out_norm = RMSNorm(dim, norm_eps)
         self.ffn_in_norm = RMSNorm(dim, norm_eps)
         self.ffn = SwiGLU(dim, ffn_dim)
@@ -146,7 +148,8 @@ class LuminaDiT(nn.Module):
     """Denoiser of latents of any height and width, given a sequence of condition rows.
 
     The released BLIP3-o denoiser is ``LuminaDiT(channels=1792, condition_dim=2048, dim=1792, num_layers=24,
-    num_heads=28)`` (4B; 3584 for 8B).
+    num_heads=28)`` (4B; 3584 for 8B). It starts as theirs does: linear layers as torch draws them, the modulation too
+    (so residual branches are ajar, not closed), cross-attention closed.
     """
 
     def __init__(
@@ -162,6 +165,7 @@ class LuminaDiT(nn.Module):
         time_dim: int | None = None,
         norm_eps: float = 1e-5,
         qk_norm: bool = True,
+        initial_gate: float = 0.0,
         prediction: Prediction = "velocity",
     ) -> None:
         """
@@ -177,6 +181,8 @@ class LuminaDiT(nn.Module):
             time_dim: width of the time embedding; ``min(dim, 1024)`` if None.
             norm_eps: of the RMS norms.
             qk_norm: normalise queries and keys over their full width.
+            initial_gate: where the gates of the cross-attention start, before the tanh. An optimizer opens them by
+                about its learning rate a step, so short trainings gain from an open start such as 1.
             prediction: what the output stands for. The network is the same; samplers and losses read this attribute.
 
         Raises:
@@ -198,6 +204,7 @@ class LuminaDiT(nn.Module):
         self.time_dim = min(dim, 1024) if time_dim is None else time_dim
         self.norm_eps = norm_eps
         self.qk_norm = qk_norm
+        self.initial_gate = initial_gate
         self.prediction = prediction
 
         patch_dim = channels * patch_size**2
@@ -208,7 +215,8 @@ class LuminaDiT(nn.Module):
             nn.Linear(TIME_FREQUENCIES, self.time_dim), nn.SiLU(), nn.Linear(self.time_dim, self.time_dim)
         )
         self.blocks = nn.ModuleList(
-            LuminaBlock(dim, num_heads, self.ffn_dim, self.time_dim, norm_eps, qk_norm) for _ in range(num_layers)
+            LuminaBlock(dim, num_heads, self.ffn_dim, self.time_dim, norm_eps, qk_norm, initial_gate)
+            for _ in range(num_layers)
         )
         self.out_norm = nn.LayerNorm(dim, OUTPUT_NORM_EPS, elementwise_affine=False)
         self.out_scale = nn.Linear(self.time_dim, dim)
@@ -231,8 +239,7 @@ class LuminaDiT(nn.Module):
         else:
             # Each block makes its own keys and values here, so that its parameters are used in its forward alone and
             # sharded training may gather them block by block.
-            embedded = self.condition_in(condition)
-            pooled, mask = self._pool(embedded, condition_mask), condition_mask
+            embedded, pooled, mask = self._embed_condition(condition, condition_mask)
             block_conditions = [embedded] * self.num_layers
         if mask is not None:
             mask = mask[:, None]
@@ -257,15 +264,20 @@ class LuminaDiT(nn.Module):
         The mask is True where a row counts. A row of the batch in which none counts has a zero mean and attends to
         nothing.
         """
-        condition = self.condition_in(condition)
-        keys_values = tuple(cast(LuminaBlock, block).attention.keys_values(condition) for block in self.blocks)
-        return LuminaCondition(self._pool(condition, condition_mask), keys_values, condition_mask)
+        embedded, pooled, mask = self._embed_condition(condition, condition_mask)
+        keys_values = tuple(cast(LuminaBlock, block).attention.keys_values(embedded) for block in self.blocks)
+        return LuminaCondition(pooled, keys_values, mask)
 
-    def _pool(self, condition: Tensor, mask: Tensor | None) -> Tensor:
+    def _embed_condition(self, condition: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Condition rows at the width of the network, their pooled share of the modulation, and the attention mask."""
+        embedded = self.condition_in(condition)
         if mask is None:
-            return self.pooled_in(condition.mean(1))
-        weight = mask[:, :, None].to(condition.dtype)
-        return self.pooled_in((condition * weight).sum(1) / weight.sum(1).clamp(min=1))
+            return embedded, self.pooled_in(embedded.mean(1)), None
+        # Rows that do not count are zero and so are their values. Where none counts the mask is opened: attention over
+        # zeros adds nothing, and a softmax over nothing would not be finite.
+        embedded = embedded.masked_fill(~mask[:, :, None], 0)
+        mean = embedded.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        return embedded, self.pooled_in(mean), mask | ~mask.any(1, keepdim=True)
 
     def config_dict(self) -> dict[str, Any]:
         """Arguments that build the same network again."""
@@ -280,5 +292,6 @@ class LuminaDiT(nn.Module):
             "time_dim": self.time_dim,
             "norm_eps": self.norm_eps,
             "qk_norm": self.qk_norm,
+            "initial_gate": self.initial_gate,
             "prediction": self.prediction,
         }
