@@ -177,28 +177,28 @@ def small() -> Recipe[Blip3oConfig]:
 def demo() -> Recipe[Blip3oConfig]:
     """``small`` in minutes: backbone, queries and denoiser from scratch on two cores, what ``make demo`` trains."""
     base = small()
-    scenes = ScenesSource(num_scenes=16_000)
+    scenes = ScenesSource(num_scenes=16_000, max_objects=4)
     joint = base.stages["joint"]
     return replace(
         base,
         name="blip3o:demo",
-        model=replace(base.model, cache_features=True),
+        model=replace(base.model, cache_features=True, noise_repeats=1),
         data={
             "draw": replace(scenes, task="text_to_image", caption_style="short"),
-            "ask": replace(scenes, task="question_answering"),
-            "edit": replace(scenes, task="image_edit", num_scenes=3_000, edits_per_scene=1),
+            "ask": replace(scenes, task="question_answering", questions_per_image=3),
+            "edit": replace(scenes, task="image_edit", num_scenes=2_000, edits_per_scene=1),
         },
         stages={
             "joint": replace(
                 joint,
-                mix={"draw": 0.62, "ask": 0.33, "edit": 0.05},
-                num_steps=2200,
-                batch_size=32,
-                optimizer=replace(joint.optimizer, lr=2e-3, warmup_steps=100, ema_decay=0.99),
+                mix={"draw": 0.65, "ask": 0.3, "edit": 0.05},
+                num_steps=3000,
+                batch_size=16,
+                optimizer=replace(joint.optimizer, warmup_steps=100, ema_decay=0.99),
             )
         },
         evaluation=replace(base.evaluation, scorers=("geneval", "questions", "editing")),
-        logging=LoggingConfig(every_steps=20, sample_every=550),
+        logging=LoggingConfig(every_steps=50, sample_every=1000),
     )
 
 
