@@ -6,6 +6,7 @@ import resource
 import shutil
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -142,8 +143,6 @@ def test_one_part_loads_alone(model, saved):
 
 
 def test_a_recipe_can_start_from_a_part_of_a_saved_model(model, saved):
-    from dataclasses import replace
-
     torch.manual_seed(7)
     started = replace(TINY, start_from={"autoencoder": str(saved)}).build()
     for name, value in started.autoencoder.state_dict().items():
@@ -151,6 +150,11 @@ def test_a_recipe_can_start_from_a_part_of_a_saved_model(model, saved):
     assert not torch.equal(next(started.backbone.parameters()), next(model.backbone.parameters()))
     with pytest.raises(ValueError, match=r"model.start_from: there is no part 'decoder'; parts are autoencoder, "):
         replace(TINY, start_from={"decoder": str(saved)}).build()
+    other = replace(TINY, features=replace(TINY.features, channels=12), start_from={"autoencoder": str(saved)})
+    with pytest.raises(
+        ValueError, match=r"the autoencoder of .* has channels 8, the recipe's has 12. Give the recipe's"
+    ):
+        other.build()
 
 
 # -- names -------------------------------------------------------------------------------------------------------------

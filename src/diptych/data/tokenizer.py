@@ -37,6 +37,10 @@ class Tokenizer(Protocol):
         """The text of ids; special tokens are left out, bytes that form no character become U+FFFD."""
         ...
 
+    def with_special_tokens(self, names: Sequence[str]) -> "Tokenizer":
+        """The same tokenizer with further special tokens, whose ids follow the last one in the given order."""
+        ...
+
     def save(self, folder: str | Path) -> None: ...
 
     @classmethod
@@ -145,13 +149,19 @@ class FastTokenizer:
         """The fast tokenizer of a ``transformers`` model folder or hub id.
 
         Raises:
-            ValueError: the model has none.
+            ValueError: there is no such model, or it has none.
         """
         from tempfile import TemporaryDirectory
 
         from transformers import AutoTokenizer
 
-        tokenizer: Any = AutoTokenizer.from_pretrained(str(path_or_id), revision=revision or "main")
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(str(path_or_id), revision=revision or "main")
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"tokenizer: {str(path_or_id)!r} is neither a folder with a tokenizer nor a hub id within reach "
+                f"({str(error).strip().partition(chr(10))[0].rstrip('.')}). Check the path."
+            ) from error
         if not tokenizer.is_fast:
             raise ValueError(
                 f"tokenizer of {path_or_id}: transformers has no fast version of it, which is needed here."

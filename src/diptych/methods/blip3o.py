@@ -206,7 +206,7 @@ class Blip3oConfig:
     prompt_format: Literal["compact", "chatml"] = "compact"
     """compact: one token a turn, for our own backbones. chatml: Qwen's, as released."""
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    """Text to tokens."""
+    """Text to tokens; special tokens that the prompt format needs are added behind its own."""
     features: GenerationSpaceConfig = field(default_factory=FeaturesConfig)
     """What is drawn."""
     encoder: EncoderConfig | None = None
@@ -241,6 +241,8 @@ class Blip3oConfig:
         from diptych.unified.folder import load_part
 
         tokenizer = self.tokenizer.build()
+        lacking = [name for name in self.format().special_tokens() if name not in tokenizer.special]
+        tokenizer = tokenizer.with_special_tokens(lacking) if lacking else tokenizer
         autoencoder: Any = self.features.build()
         encoder: Any = None if self.encoder is None else self.encoder.build()
         backbone: Any = self.backbone.build(tokenizer.vocab_size)
@@ -265,7 +267,15 @@ class Blip3oConfig:
         for name, source in self.start_from.items():
             if name not in model.parts():
                 raise ValueError(f"model.start_from: there is no part {name!r}; parts are {', '.join(model.parts())}.")
-            setattr(model, name, load_part(source, name))
+            part = load_part(source, name)
+            for size in ("channels", "stride", "dim", "patch_size", "vocab_size", "num_queries"):
+                given, expected = getattr(part, size, None), getattr(model.parts()[name], size, None)
+                if given != expected:
+                    raise ValueError(
+                        f"model.start_from: the {name} of {source} has {size} {given}, the recipe's has {expected}. "
+                        "Give the recipe's the same sizes."
+                    )
+            setattr(model, name, part)
         return model
 
     def format(self) -> PromptFormat:
