@@ -25,7 +25,7 @@ from diptych.train.checkpoint import latest_checkpoint, load_checkpoint
 pytestmark = pytest.mark.process
 
 HERE = str(Path(__file__).parent)
-TIMEOUT = 60
+TIMEOUT = 120
 
 
 def child(argv: list[str], log: Path, environment: dict[str, str]) -> None:

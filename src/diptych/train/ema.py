@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from diptych.train.sharding import from_local, full, local, sharded_like
+from diptych.train.sharding import from_local, local, sharded_like
 
 
 class WeightAverage:
@@ -23,8 +23,8 @@ class WeightAverage:
         self._local = {name: local(parameter.detach()).float().clone() for name, parameter in parameters.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The averaged weights by name, whole; all processes must ask for them together."""
-        return {name: full(from_local(tensor, self._parameters[name])) for name, tensor in self._local.items()}
+        """The averaged weights by name, sharded as the parameters are."""
+        return {name: from_local(tensor, self._parameters[name]) for name, tensor in self._local.items()}
 
     @torch.no_grad()
     def update(self) -> None:

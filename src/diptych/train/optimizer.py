@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from diptych.train.parts import part_of
 from diptych.train.recipe import OptimizerConfig
-from diptych.train.sharding import full, is_sharded, sharded_like
+from diptych.train.sharding import is_sharded, sharded_like
 
 
 def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
@@ -46,11 +46,11 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """The state as ``{"exp_avg/NAME": tensor, ...}``, whole; parameters that have had no gradient yet have none."""
+    """The state as ``{"exp_avg/NAME": tensor, ...}``; parameters that have had no gradient yet have none."""
     tensors = {}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}/{name}"] = full(value) if isinstance(value, Tensor) else torch.tensor(value)
+            tensors[f"{key}/{name}"] = value if isinstance(value, Tensor) else torch.tensor(value)
     return tensors
 
 

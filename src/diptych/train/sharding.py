@@ -62,6 +62,19 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
+def collected(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """The whole tensors, those that were sharded on the CPU; nothing in processes that do not ``keep`` them.
+
+    All processes must call this together. One tensor at a time is whole on the device.
+    """
+    whole = {}
+    for name, tensor in tensors.items():
+        value = full(tensor)
+        if keep:
+            whole[name] = value.cpu() if is_sharded(tensor) else value
+    return whole
+
+
 def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, known to every process, cut up as ``like`` is; the tensor itself if ``like`` is whole."""
     if not is_sharded(like):

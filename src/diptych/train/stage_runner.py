@@ -19,7 +19,7 @@ from diptych.train.prefetch import Prefetcher
 from diptych.train.run import Run
 from diptych.train.schedule import lr_factor
 from diptych.train.serialization import recipe_to_dict
-from diptych.train.sharding import full, gather_into, local, shard, sharded_copy
+from diptych.train.sharding import collected, full, gather_into, local, shard, sharded_copy
 from diptych.train.stage_data import StepInputs, step_inputs
 from diptych.train.step import Step, StepModule, StepResult, objective_of
 from diptych.train.throughput import SpeedMeter, count_flops, peak_flops
@@ -199,7 +199,8 @@ class StageRunner:
         """A checkpoint of this moment."""
         run = self.run
         self._gather()
-        weights = trained_weights(run.task.model, run.trained_parts) if run.accelerator.is_main_process else {}
+        is_main = run.accelerator.is_main_process
+        weights = trained_weights(run.task.model, run.trained_parts) if is_main else {}
         if self.ema is not None:  # the model folder is saved with the average in their place
             weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
         data = self.processes.gather(self.data_state)
@@ -212,12 +213,12 @@ class StageRunner:
             recipe=recipe_to_dict(run.recipe),
             frozen=run.frozen,
             weights=weights,
-            optimizer=optimizer_tensors(self.optimizer, self.parameters),
-            ema={} if self.ema is None else self.ema.tensors(),
+            optimizer=collected(optimizer_tensors(self.optimizer, self.parameters), keep=is_main),
+            ema={} if self.ema is None else collected(self.ema.tensors(), keep=is_main),
             ema_updates=0 if self.ema is None else self.ema.num_updates,
         )
         with self._shown_model():
-            if run.accelerator.is_main_process:
+            if is_main:
                 save_checkpoint(run.folder.checkpoints, state, run.task.save_model_folder, run.recipe.checkpoints.keep)
             run.accelerator.wait_for_everyone()
 
