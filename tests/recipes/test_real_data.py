@@ -122,7 +122,7 @@ def test_the_feature_cache_takes_mixed_sizes_and_stops_at_its_bound(packed, tmp_
     recipe = override(blip3o.tiny(), ["--data", json.dumps(data), "--stages", json.dumps(stages), *flags])
     model = build_task(recipe, tmp_path / "run").model
     sources = {name: config.build() for name, config in recipe.data.items()}
-    for bound, count in ((1e9, 24), (0, 0)):
+    for bound, count in ((1e9, 24), (0.0, 0)):
         cache = FeatureCache()
         fill_cache(model, cache, sources, recipe.stages["joint"], False, bound)
         assert len(cache) == count
