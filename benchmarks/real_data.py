@@ -190,8 +190,7 @@ def score_emoji(model: Any, packs: dict[str, str], arguments: argparse.Namespace
     for split in ("test", "train"):
         named = examples_of(packs[f"emoji-{split}"], "image_to_text", arguments.items)
         choices = answer_choices(named, 20, category=style, group=family)
-        tables += score_choices(model, choices, f"naming among 20, {split}")[: 1 if split == "train" else None]
-        tables += score_choices(model, choices, f"naming among 20 less blank, {split}", white)[:1]
+        tables += score_choices(model, choices, f"naming among 20, {split}", white)
         drawn = examples_of(packs[f"emoji-{split}"], "text_to_image", arguments.items)
         found, pictures = score_drawings(
             model, drawn, features, f"drawing among 20, {split}", category=style, group=family

@@ -83,30 +83,34 @@ def score_choices(
     the same answers, always giving the most frequent one (of these very choices).
 
     Args:
-        blank_image: with it, the likelihood of every answer after this picture is taken off: what is left is what the
-            picture says (domain-conditional PMI, arXiv 2104.08315), and frequent answers have no advantage.
+        blank_image: adds a row "less blank", in which the likelihood of every answer after this picture is taken off:
+            what is left is what the picture says (domain-conditional PMI, arXiv 2104.08315), and short or frequent
+            answers have no advantage.
     """
     given: dict[tuple[Any, ...], float] = {}
-    verdicts, ranks = [], []
+    ranks: dict[str, list[int]] = {}
     for choice in choices:
-        values = np.array(model.log_likelihood(list(choice.parts), choice.answers))
+        values = {contender: np.array(model.log_likelihood(list(choice.parts), choice.answers))}
         if blank_image is not None:
-            values -= _blank_likelihoods(model, choice, blank_image, given)
-        ranks.append(int((values >= values[choice.right]).sum()))  # a tie counts against the right answer
-        verdicts.append(ranks[-1] == 1)
-    details = {"mean_rank": float(np.mean(ranks)), "num_answers": len(choices[0].answers)}
-    rows: dict[str, Sequence[float | bool]] = {contender: verdicts}
+            blank = _blank_likelihoods(model, choice, blank_image, given)
+            values[f"{contender}, less blank"] = values[contender] - blank
+        for name, found in values.items():  # a tie counts against the right answer
+            ranks.setdefault(name, []).append(int((found >= found[choice.right]).sum()))
+    categories = [choice.category for choice in choices]
+    groups = [choice.group or str(number) for number, choice in enumerate(choices)]
+
+    def table(name: str, verdicts: Sequence[float | bool], details: dict[str, Any]) -> ScoreTable:
+        return score_table(benchmark, name, categories, verdicts, groups, details=details)
+
+    tables = []
+    for name, own in ranks.items():
+        details = {"mean_rank": float(np.mean(own)), "num_answers": len(choices[0].answers)}
+        tables.append(table(name, [rank == 1 for rank in own], details))
     if len({choice.answers for choice in choices}) == 1:
         right = [choice.answers[choice.right] for choice in choices]
         most_frequent = max(sorted(set(right)), key=right.count)
-        rows["majority"] = [answer == most_frequent for answer in right]
-    rows["chance"] = [1 / len(choice.answers) for choice in choices]
-    categories = [choice.category for choice in choices]
-    groups = [choice.group or str(number) for number, choice in enumerate(choices)]
-    return [
-        score_table(benchmark, name, categories, values, groups, details=details if name == contender else {})
-        for name, values in rows.items()
-    ]
+        tables.append(table("majority", [answer == most_frequent for answer in right], {}))
+    return [*tables, table("chance", [1 / len(choice.answers) for choice in choices], {})]
 
 
 def encoder_features(encoder: nn.Module, batch_size: int = 16) -> PictureFeatures:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diptych.data.batch import Batch
-from diptych.data.example import Example, Part, Text
+from diptych.data.example import Example, ImageIn, LazyImage, Part, Text, load_pixels
+from diptych.data.feature_cache import FeatureCache
 from diptych.data.layout import PackedLayout
 from diptych.models.backbones.protocol import Cache
 from diptych.unified.prompts import prompt_seeds
@@ -197,14 +198,29 @@ def log_likelihood(model: "UnifiedModel", parts: tuple[Part, ...], answers: Sequ
     """Sum of the log-probabilities of each answer's tokens and of the end of its turn."""
     if not answers:
         raise ValueError("log_likelihood needs at least one answer.")
+    parts, cache = encoded_once(model, parts)
     examples = [Example((*parts, Text(answer, role="assistant", is_target=True))) for answer in answers]
-    batch = model.collator()(examples).to(model.device)
+    batch = model.collator(cache)(examples).to(model.device)
     hidden_states = model(batch).hidden_states.flatten(0, 1)[batch.target_slots]
     logits = model.backbone.logits(hidden_states).float()
     values = logits.log_softmax(-1).gather(-1, batch.target_ids[:, None]).squeeze(-1)
     sums = torch.zeros(len(answers), device=values.device)
     sums.index_add_(0, batch.target_examples, values)
     return [float(value) for value in sums]
+
+
+def encoded_once(model: "UnifiedModel", parts: tuple[Part, ...]) -> tuple[tuple[Part, ...], FeatureCache]:
+    """A prompt that stands in several rows of a batch, with the features of the images it shows in a cache."""
+    cache = FeatureCache()
+    shown: list[Part] = []
+    for number, part in enumerate(parts):
+        if isinstance(part, ImageIn):
+            pixels = load_pixels(part.image)
+            features = model.encode_inputs(model.images.prepare(pixels, False)[None].to(model.device))
+            cache.add(("input",), [f"part {number}"], features)
+            part = replace(part, image=LazyImage(f"part {number}", lambda pixels=pixels: pixels))  # type: ignore[misc]
+        shown.append(part)
+    return tuple(shown), cache
 
 
 __all__: list[Any] = ["DecodeState", "TextSettings", "generate", "log_likelihood", "read", "stream", "write"]
