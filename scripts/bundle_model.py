@@ -26,8 +26,8 @@ def summary(run: Path, split_scores: dict[str, object], command: str) -> dict[st
     return {
         "description": (
             "A small BLIP3-o trained by the diptych project on its built-in world of coloured shapes. It draws "
-            "pictures of 64 pixels from prompts such as 'a red circle above a blue square', edits them and answers questions "
-            "about them. Everything it knows is synthetic."
+            "pictures of 64 pixels from prompts such as 'a red circle above a blue square', edits them and "
+            "answers questions about them. Everything it knows is synthetic."
         ),
         "licence": "Apache-2.0",
         "training": {
