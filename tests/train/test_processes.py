@@ -139,6 +139,7 @@ def test_ctrl_c_in_another_process_saves_and_says_how_to_resume(server, straight
         time.sleep(0.002)
     os.kill(process.pid, signal.SIGINT)
     assert finish(process) == 0
+    assert "SIGINT: stopping after this step and saving. Again to stop at once." in (tmp_path / "log.txt").read_text()
     assert f"Continue with: diptych resume {run_dir}" in (tmp_path / "log.txt").read_text().replace("\n", "")
     assert finish(start(server, run_dir, "--resume")) == 0
     assert_same_run(run_dir, straight)

@@ -57,6 +57,23 @@ def test_prefetching_works_one_item_ahead_in_a_thread():
     assert not [thread for thread in threading.enumerate() if thread.name == "diptych-prefetch"]
 
 
+def test_closing_does_not_wait_for_a_reader_that_hangs(monkeypatch):
+    monkeypatch.setattr("diptych.train.prefetch.SECONDS_TO_CLOSE", 0.2)
+    released = threading.Event()
+
+    def items():
+        yield 0
+        released.wait()
+        yield 1
+
+    prefetcher = Prefetcher(items())
+    assert prefetcher.next() == 0
+    started = time.monotonic()
+    prefetcher.close()
+    assert time.monotonic() - started < 5
+    released.set()
+
+
 def test_an_error_in_the_thread_is_raised_where_the_item_is_awaited():
     def items():
         yield 1

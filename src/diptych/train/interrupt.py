@@ -1,5 +1,6 @@
 """Stopping cleanly: Ctrl-C and SIGTERM finish the step, save, and say how to resume."""
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -30,6 +31,8 @@ class StopRequest:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name
         self._restore()
+        # A plain system call: a handler may have interrupted Python's own, buffered writing.
+        os.write(2, f"\n{self.requested}: stopping after this step and saving. Again to stop at once.\n".encode())
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

@@ -2,10 +2,13 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+
+SECONDS_TO_CLOSE = 5.0
 
 
 class Prefetcher(Generic[Item]):
@@ -41,7 +44,8 @@ class Prefetcher(Generic[Item]):
         """Stops the thread; what it has prepared is dropped."""
         self._stopped.set()
         thread, self._thread = self._thread, None
-        while thread is not None and thread.is_alive():
+        deadline = time.monotonic() + SECONDS_TO_CLOSE  # it may be waiting for a slow reader
+        while thread is not None and thread.is_alive() and time.monotonic() < deadline:
             _drain(self._queue)
             thread.join(timeout=0.05)
 

@@ -110,8 +110,7 @@ class StageRunner:
         batches = [batch.to(self.processes.device) for batch in inputs.batches]
         wants_stop = self.run.stop.requested is not None
         if self.speed.peak and not self.speed.flops_per_step:
-            self.speed.flops_per_step = count_flops(lambda: self.passes.run(batches, inputs.seeds, wants_stop))
-            self._drop_gradients()
+            self._count_flops(inputs, batches)
         result = self.passes.run(batches, inputs.seeds, wants_stop)
         grad_norm = self._clip()
         # The one place where a step waits for the device: weights must not take in what is no number.
@@ -132,6 +131,15 @@ class StageRunner:
         if self.processes.count == 1:
             return self.run.stop.requested is not None
         return result.num_stops.item() > 0
+
+    def _count_flops(self, inputs: StepInputs, batches: list[Any]) -> None:
+        """Runs the passes of the step once more than needed, to count what they do."""
+        try:
+            self.speed.flops_per_step = count_flops(lambda: self.passes.run(batches, inputs.seeds))
+        except (RuntimeError, NotImplementedError) as error:  # an operation the counter cannot follow
+            logger.warning("MFU is not shown: FLOPs could not be counted (%s).", error)
+            self.speed.peak = None
+        self._drop_gradients()
 
     def _drop_gradients(self) -> None:
         for parameter in self.parameters.values():
