@@ -20,7 +20,7 @@ Every field of the recipe is a flag. Ctrl-C saves; `diptych resume RUN` goes on.
 On several GPUs: accelerate launch -m diptych.cli train RECIPE …"""
 EXAMPLES = """\
   diptych train blip3o:tiny
-  diptych train blip3o:tiny --stages.generation.num-steps 50 --seed 3 --out runs/mine
+  diptych train blip3o:tiny --stages.joint.num-steps 50 --seed 3 --out runs/mine
   diptych train blip3o:demo --data.mine '{"kind": "diptych.data.sources.folder:FolderSource", "path": "pictures"}'
   diptych train blip3o:tiny --help      (all fields of that recipe)"""
 
