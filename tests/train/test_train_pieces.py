@@ -9,7 +9,7 @@ from io import StringIO
 import pytest
 import torch
 from rich.console import Console
-from test_loop import metrics, quiet
+from test_loop import assert_equal_weights, metrics, quiet, stopping_at, weights_of
 from torch import nn
 from toy_task import one_stage, toy_recipe, toy_task
 
@@ -19,7 +19,7 @@ from diptych.train.environment import describe_environment, git_commit, versions
 from diptych.train.loop import train
 from diptych.train.metrics import MetricsLog
 from diptych.train.nonfinite import find_culprit, save_batch
-from diptych.train.prefetch import Prefetcher
+from diptych.train.prefetch import Prefetcher, prefetch_depth
 from diptych.train.progress import RunDisplay
 from diptych.train.recipe import LoggingConfig
 from diptych.train.run_folder import recipe_changes
@@ -55,6 +55,18 @@ def test_prefetching_works_one_item_ahead_in_a_thread():
     assert {name for _, name in made} == {"diptych-prefetch"}
     prefetcher.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "diptych-prefetch"]
+
+
+def test_the_thread_changes_no_weight_and_a_run_with_it_resumes(tmp_path, monkeypatch):
+    recipe = toy_recipe()
+    plain = toy_task(recipe)
+    train(plain, recipe, tmp_path / "plain", console=quiet())
+    monkeypatch.setattr("diptych.train.stage_runner.prefetch_depth", lambda device_type: 2)
+    train(stopping_at(11, toy_task(recipe)), recipe, tmp_path / "run", console=quiet())
+    resumed = toy_task(recipe)
+    train(resumed, recipe, tmp_path / "run", resume=True, console=quiet())
+    assert_equal_weights(weights_of(plain.model), weights_of(resumed.model))
+    assert (prefetch_depth("cpu"), prefetch_depth("cuda")) == (0, 1)
 
 
 def test_closing_does_not_wait_for_a_reader_that_hangs(monkeypatch):

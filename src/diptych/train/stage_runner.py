@@ -15,7 +15,7 @@ from diptych.train.metrics import LossMeter
 from diptych.train.nonfinite import NonFiniteLoss, find_culprit, save_batch
 from diptych.train.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 from diptych.train.parts import freeze_all_but, matching_parts, parts_of, trained_parameters
-from diptych.train.prefetch import Prefetcher
+from diptych.train.prefetch import Prefetcher, prefetch_depth
 from diptych.train.run import Run
 from diptych.train.schedule import lr_factor
 from diptych.train.serialization import recipe_to_dict
@@ -80,7 +80,7 @@ class StageRunner:
         run, stage = self.run, self.stage
         rank, count = self.processes.rank, self.processes.count
         inputs = step_inputs(run.task, self.stream, self.name, stage, run.recipe.seed, rank, count, self.done)
-        prefetcher = Prefetcher(inputs)
+        prefetcher = Prefetcher(inputs, prefetch_depth(self.processes.device.type))
         run.display.start_stage(self.name, self.done, stage.num_steps)
         self.speed.start()
         try:

@@ -51,8 +51,8 @@ class TrainingTask:
     function under several names runs once a step; terms that the stage does not name are left out. Parameters of
     frozen parts have ``requires_grad=False``."""
     collate: Callable[[Sequence[Example], Sequence[int]], Any]
-    """``(examples, seeds) -> batch``. A batch has ``to(device)`` and may have ``num_tokens``. Called in a thread of its
-    own, one step ahead."""
+    """``(examples, seeds) -> batch``. A batch has ``to(device)`` and may have ``num_tokens``. Beside a
+    GPU it is called in a thread of its own, one step ahead."""
     open_stream: Callable[[str, Stage, int, int], Stream]
     """``(stage name, stage, rank, world_size) -> stream``; its batches have ``stage.batch_size // world_size`` examples
     (fewer where records are broken)."""
