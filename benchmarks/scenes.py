@@ -44,10 +44,11 @@ def rate(work: Callable[[], object], num: int) -> str:
 def drawing(num: int) -> None:
     rng = np.random.default_rng(0)
     for side in (32, 64, 256, 1024):
-        count = max(num * 64 // max(side, 64) // 4, 10) if side > 64 else num
-        print(
-            f"sampled and drawn at {side:4d} px        {rate(lambda side=side: draw(sample_scene(rng), side), count)}"
-        )
+        count = num if side <= 64 else max(num // 10, 10)
+        for _ in range(20):  # the tables of strips are made on first use
+            draw(sample_scene(rng), side)
+        speed = rate(lambda side=side: draw(sample_scene(rng), side), count)
+        print(f"sampled and drawn at {side:4d} px        {speed}")
     try:
         caption = importlib.import_module("diptych.scenes.captions").caption
     except ImportError:

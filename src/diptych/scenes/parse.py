@@ -12,8 +12,8 @@ import numpy as np
 
 from diptych.scenes.draw import BACKGROUND_RGB, shape_extent
 from diptych.scenes.parse_image import Picture, working_picture
-from diptych.scenes.parse_objects import Candidate, read_leftovers, read_objects
-from diptych.scenes.parse_residual import LARGEST_NOISE, unexplained_pixels
+from diptych.scenes.parse_objects import Candidate, read_leftovers, read_objects, without_duplicates
+from diptych.scenes.parse_residual import LARGEST_NOISE, compare_with_drawing
 from diptych.scenes.parse_segment import (
     Background,
     find_components,
@@ -81,12 +81,12 @@ def parse(image: Picture) -> ParseResult:
     background = measure_background(picture)
     smoothed = smooth(picture)
     labels, count = label_components(foreground(smoothed, background))
-    candidates = read_objects(picture, smoothed, labels, find_components(labels, count), background)
-    unexplained = unexplained_pixels(smoothed, background, _shown(candidates))
-    hidden = read_leftovers(picture, smoothed, labels, unexplained, background)
+    candidates = without_duplicates(read_objects(picture, smoothed, labels, find_components(labels, count), background))
+    unexplained, covered = compare_with_drawing(smoothed, background, _shown(candidates))
+    hidden = read_leftovers(picture, smoothed, labels, unexplained & ~covered, background)
     if hidden:
-        candidates = sorted([*candidates, *hidden], key=lambda item: -item.score)
-        unexplained = unexplained_pixels(smoothed, background, _shown(candidates))
+        candidates = without_duplicates([*candidates, *hidden])
+        unexplained, _ = compare_with_drawing(smoothed, background, _shown(candidates))
     return _result(picture.shape[0], picture.shape[1], background, candidates, float(unexplained.mean()))
 
 

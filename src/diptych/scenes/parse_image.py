@@ -75,6 +75,8 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         if picture.mode != "F" and values.max() > 255:
             values = values / 257
         picture = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+    if picture.mode == "La":  # premultiplied: Pillow turns it into nothing else
+        picture = picture.convert("LA")
     if picture.has_transparency_data:
         layer = picture.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))

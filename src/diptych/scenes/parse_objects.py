@@ -12,6 +12,7 @@ from diptych.scenes.draw import COLOR_RGB
 from diptych.scenes.parse_fit import Fit, fit_shape
 from diptych.scenes.parse_segment import (
     SMALLEST_AREA,
+    SMALLEST_CONTRAST,
     Background,
     Component,
     find_components,
@@ -26,8 +27,13 @@ WORST_MISMATCH = 0.3
 GOOD_SCORE = 0.7
 """A component that is explained less well than this is tried again in parts."""
 
+DUPLICATE_DISTANCE = 0.6
+"""In radii of the more certain object. Objects that keep their distance are at least 1.75 radii away."""
+
 _MOST_PARTS = 6
-_MOST_FITS = 32  # of parts, in one picture: bounds the work on a photograph
+_MOST_EROSIONS = 5
+_MOST_FITS = 16  # of parts, in one picture: bounds the work on a photograph
+_FULL_PIXELS = 8
 _WINDOW = 3
 _PALETTE = np.array(list(COLOR_RGB.values()), np.float32)
 _COLOR_NAMES = tuple(COLOR_RGB)
@@ -53,7 +59,7 @@ def read_objects(
     components: list[Component],
     background: Background,
 ) -> list[Candidate]:
-    """Explain every component, whole or in parts, most certain first."""
+    """Explain every component, whole or in parts."""
     found: list[Candidate] = []
     fits_left = _MOST_FITS
     for component in components:
@@ -69,18 +75,18 @@ def read_objects(
                 if read and _mean_score(read, len(parts)) > _mean_score(best, 1):
                     best = read
         found += best
-    return sorted(found, key=lambda item: -item.score)
+    return found
 
 
 def read_leftovers(
     picture: Float[ndarray, "height width 3"],
     smoothed: Float[ndarray, "height width 3"],
     labels: Int[ndarray, "height width"],
-    unexplained: Bool[ndarray, "height width"],
+    leftover: Bool[ndarray, "height width"],
     background: Background,
 ) -> list[Candidate]:
     """Objects that hide in a component beside a larger one, of another colour: only those beyond doubt."""
-    left_labels, count = label_components(unexplained & (labels > 0))
+    left_labels, count = label_components(leftover & (labels > 0))
     if count == 0:
         return []
     remaining = np.where(left_labels > 0, left_labels, np.where(labels > 0, count + 1, 0))
@@ -90,6 +96,19 @@ def read_leftovers(
         if candidate is not None and candidate.score >= GOOD_SCORE:
             found.append(candidate)
     return found
+
+
+def without_duplicates(candidates: list[Candidate]) -> list[Candidate]:
+    """Most certain first; those whose centre lies deep inside the bounding circle of a more certain one are dropped."""
+    kept: list[Candidate] = []
+    for item in sorted(candidates, key=lambda item: -item.score):
+        if all(
+            math.hypot(item.center_x - other.center_x, item.center_y - other.center_y)
+            > DUPLICATE_DISTANCE * max(other.fit.radius_x, other.fit.radius_y)
+            for other in kept
+        ):
+            kept.append(item)
+    return kept
 
 
 def _mean_score(read: list[Candidate], count: int) -> float:
@@ -113,7 +132,7 @@ def _partitions(
         count += num_parts
     yield from _grown(seeds, count, own, labels)
     core = own
-    for _ in range(3):
+    for _ in range(_MOST_EROSIONS):
         core = ~spread(~core, 1)
         yield from _grown(*label_components(core), own, labels)
 
@@ -138,9 +157,9 @@ def _grown(
 
 
 def _read_region(
-    picture: Float[ndarray, "height width 3"],
-    smoothed: Float[ndarray, "height width 3"],
-    labels: Int[ndarray, "height width"],
+    picture: ndarray,
+    smoothed: ndarray,
+    labels: ndarray,
     component: Component,
     background: Background,
 ) -> Candidate | None:
@@ -153,6 +172,8 @@ def _read_region(
     core = smoothed[window][own] - background.rgb
     contrast = np.einsum("pc,pc->p", core, core)
     axis = core[contrast >= 0.7 * contrast.max()].mean(axis=0)
+    if axis @ axis < SMALLEST_CONTRAST**2 / 4:  # opposite colours that cancel
+        axis = core[contrast.argmax()]
     length = float(axis @ axis)
     fit = fit_shape(pixels @ axis / length, weight, weight & spread(own, 1), background.noise / math.sqrt(length))
     if fit is None:
@@ -166,23 +187,24 @@ def _read_region(
     return Candidate(fit, left + fit.center_x, top + fit.center_y, rgb, color, size, score)
 
 
-def _object_color(
-    pixels: Float[ndarray, "height width 3"], template: Float[ndarray, "height width"], weight: ndarray
-) -> Float[ndarray, "3"]:
-    """Colour at full coverage: a straight line through pixel values over coverage, for each channel."""
+def _object_color(pixels: ndarray, template: ndarray, weight: ndarray) -> ndarray:
+    """Mean colour where coverage is full; if it hardly is anywhere, by a straight line of values over coverage."""
     share = template[weight]
+    full = template > 0.95
+    if full.sum() >= _FULL_PIXELS:
+        return pixels[full].mean(axis=0)
     values = pixels[weight]
     centered = share - share.mean()
     slope = centered @ values / max(float(centered @ centered), 1e-6)
     return values.mean(axis=0) + slope * (1 - share.mean())
 
 
-def _name_color(rgb: Float[ndarray, "3"]) -> tuple[str, float]:
+def _name_color(rgb: ndarray) -> tuple[str, float]:
     distances = np.sqrt(((_PALETTE - rgb) ** 2).sum(axis=1))
     first, second = np.argsort(distances, kind="stable")[:2]
     nearest, next_nearest = float(distances[first]), float(distances[second])
     clear = min((next_nearest - nearest) / (0.3 * (next_nearest + nearest)), 1.0)
-    close = min(max(2 - nearest / 60, 0.0), 1.0)
+    close = min(max(2 - nearest / 45, 0.0), 1.0)
     return _COLOR_NAMES[int(first)], clear * close
 
 
@@ -192,7 +214,7 @@ def _name_size(radius: float) -> tuple[str, float]:
     return size, min(max(1 - (deviation - 0.15) / 0.35, 0.0), 1.0)
 
 
-def _second_color(values: Float[ndarray, "pixels 3"], axis: Float[ndarray, "3"], noise: float) -> float:
+def _second_color(values: ndarray, axis: ndarray, noise: float) -> float:
     """Energy of a region beside its main colour, noise taken off, as a share: 1 if all of it has another colour."""
     length = float(axis @ axis)
     along = values @ axis

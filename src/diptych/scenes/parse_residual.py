@@ -21,22 +21,26 @@ SMOOTHED_NOISE = 0.375
 _LARGEST_BLUR = 2.0
 
 
-def unexplained_pixels(
+def compare_with_drawing(
     smoothed: Float[ndarray, "height width 3"], background: Background, shown: list[Candidate]
-) -> Bool[ndarray, "height width"]:
-    """Pixels whose colour does not occur within a pixel of the same place when the scene is drawn again.
+) -> tuple[Bool[ndarray, "height width"], Bool[ndarray, "height width"]]:
+    """Draw the scene again with the colours, radii and blur that were measured, and compare.
 
-    Drawn with the colours, radii and blur that were measured: how far these are from the palette is a matter of scores.
-    A channel may have any value between the smallest and the largest one around it, which forgives edges that are off
-    by a pixel, and beyond that what noise explains.
+    How far those are from the palette and the size classes is a matter of scores, not of this comparison.
+
+    Returns:
+        The unexplained pixels: their colour does not occur within a pixel of the same place. A channel may have any
+        value between the smallest and the largest one around it, which forgives edges that are off by a pixel, and
+        beyond that what noise explains. And the pixels that lie inside an object.
     """
-    again = smooth(_draw_again(smoothed.shape[0], smoothed.shape[1], background, shown))
+    again, covered = _draw_again(smoothed.shape[0], smoothed.shape[1], background, shown)
+    again = smooth(again)
     tolerance = max(COLOR_TOLERANCE, 4.5 * SMOOTHED_NOISE * min(background.noise, LARGEST_NOISE))
     differs = _length(smoothed - again) > tolerance
     if differs.any():
         beyond = np.maximum(smoothed - spread(again, 1), -spread(-again, 1) - smoothed)
         differs = _length(np.maximum(beyond, 0, out=beyond)) > tolerance
-    return differs
+    return differs, covered
 
 
 def _length(vectors: ndarray) -> ndarray:
@@ -45,16 +49,17 @@ def _length(vectors: ndarray) -> ndarray:
 
 def _draw_again(
     height: int, width: int, background: Background, shown: list[Candidate]
-) -> Float[ndarray, "height width 3"]:
+) -> tuple[Float[ndarray, "height width 3"], Bool[ndarray, "height width"]]:
     picture = np.empty((height, width, 3), np.float32)
     picture[:] = background.rgb
     if not shown:
-        return picture
+        return picture, np.zeros((height, width), bool)
     shapes = np.array([SHAPES.index(item.fit.shape) for item in shown])
     parameters = [
         (item.center_x, item.center_y, item.fit.radius_x, item.fit.radius_y, min(item.fit.blur, _LARGEST_BLUR))
         for item in shown
     ]
-    for item, share in zip(shown, draw_templates(shapes, np.array(parameters), height, width), strict=True):
+    templates = draw_templates(shapes, np.array(parameters), height, width)
+    for item, share in zip(shown, templates, strict=True):
         picture += share[:, :, None] * (item.rgb - picture)
-    return picture
+    return picture, templates.max(axis=0) > 0.5
