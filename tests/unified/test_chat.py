@@ -106,5 +106,7 @@ def test_a_failed_question_changes_nothing_that_comes_after(model):
     stream.close()
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1, got 0"):
         chat.ask("And this?", max_new_tokens=0)
+    with pytest.raises(ValueError, match="a conversation goes on with one image: leave num_images out"):
+        chat.draw("a red circle", num_images=2)
     assert chat.parts == other.parts
     assert chat.ask("And this?", max_new_tokens=4) == other.ask("And this?", max_new_tokens=4)

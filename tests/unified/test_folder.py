@@ -204,6 +204,11 @@ def test_what_is_no_model_is_told_apart(tmp_path, monkeypatch):
 # -- written whole or not at all ---------------------------------------------------------------------------------------
 
 
+def test_a_model_is_saved_over_the_folder_it_came_from(model, copy):
+    load_model(copy).save(copy)
+    assert_equal_weights(load_model(copy), model)
+
+
 def test_saving_again_replaces_the_folder(model, copy):
     other = tiny_model(seed=1)
     other.save(copy)

@@ -46,6 +46,8 @@ class Chat:
 
     def draw(self, prompt: Any, **settings: Any) -> Image.Image:
         """Asks for an image; it becomes part of the conversation. ``settings`` as for ``generate_image``."""
+        if settings.get("num_images", 1) != 1:
+            raise ValueError("a conversation goes on with one image: leave num_images out, or use generate_image.")
         parts = (*self.parts, *prompt_parts(prompt))
         image = self.model.generate_image(list(parts), **settings)[0]
         self.parts = (*parts, ImageOut(image, is_target=False))
