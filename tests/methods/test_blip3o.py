@@ -8,6 +8,7 @@ import torch
 from diptych.data.sources.scenes import ScenesSource
 from diptych.flow.time import DiscreteTime, UniformTime
 from diptych.methods.blip3o import Blip3oObjectives
+from diptych.scenes.labels import LABELS
 from tests.tiny_models import TINY, tiny_model
 
 
@@ -129,6 +130,27 @@ def test_reconstruction_trains_the_generation_space_alone(model):
     grads = gradients(model, {"reconstruction": term})
     assert {name.split(".")[0] for name in grads} == {"autoencoder"}
     assert term.count >= 3
+
+
+def test_labels_train_the_encoder_and_their_heads_where_the_source_has_labels():
+    torch.manual_seed(0)
+    space = replace(TINY.features, num_labels=len(LABELS))
+    model = replace(TINY, features=space).build()
+    side = model.autoencoder.latent_shape(*model.images.size)[1]
+    labelled = ScenesSource(task="text_to_image", num_scenes=4, label_cells=side).build()
+    batch = model.collator()([labelled.example(i, 0) for i in range(3)], [0, 1, 2])
+    assert batch.outputs[0].labels.shape == (3, len(LABELS), side, side)
+    term = Blip3oObjectives().reconstruction(model, batch, torch.Generator())["labels"]
+    assert term.count == 3
+    names = gradients(model, {"labels": term}).keys()
+    assert any(".encoder." in name for name in names) and not any(".decoder." in name for name in names)
+    assert {name for name in names if "_labels" in name} == {
+        f"autoencoder.{which}_labels.{kind}" for which in ("cell", "image") for kind in ("weight", "bias")
+    }
+    unlabelled = model.collator()(examples(3), [0, 1, 2])
+    assert set(Blip3oObjectives().reconstruction(model, unlabelled, torch.Generator())) == {"reconstruction"}
+    with pytest.raises(ValueError, match="give features.num_labels"):
+        TINY.build().autoencoder.label_logits(torch.zeros(1, TINY.features.channels, side, side))
 
 
 def test_one_batch_is_learnt_by_heart():

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from diptych.data.example import Example, ImageIn, ImageOut, Pixels, Text, load_pixels
+from diptych.data.example import Example, ImageIn, ImageOut, LazyImage, Pixels, Text, load_pixels
 from diptych.data.feature_cache import FeatureCache, image_key
 from diptych.data.layout import PackedLayout, SpanKind, pack_layouts
 from diptych.data.prompt_format import ImageRules, PromptFormat, render
@@ -28,6 +28,7 @@ class ImageGroup:
         slots: for every image, the positions it takes in the flattened ``rows * seq`` sequence.
         example_ids: the example each image belongs to.
         size: (height, width) in pixels, the same for the whole group.
+        labels: what is where in the images; None where the source has no labels, and with cached features.
     """
 
     images: Float[Tensor, "images 3 height width"] | None
@@ -35,6 +36,7 @@ class ImageGroup:
     slots: Int[Tensor, "images tokens"]
     example_ids: Int[Tensor, " images"]
     size: tuple[int, int]
+    labels: Float[Tensor, "images labels rows cols"] | None = None
 
     def __len__(self) -> int:
         return self.slots.shape[0]
@@ -98,6 +100,7 @@ class _Image:
     size: tuple[int, int]
     image: Tensor | None = None
     features: Tensor | None = None
+    labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,8 @@ class Collator:
                     is_output = span.kind == SpanKind.QUERY
                     image = images[index].get(span.image, is_output)
                     shape_key = None if image.features is None else tuple(image.features.shape)
-                    kind = (is_output, image.size, span.length, shape_key)
+                    labels_key = None if image.labels is None else tuple(image.labels.shape)
+                    kind = (is_output, image.size, span.length, shape_key, labels_key)
                     groups.setdefault(kind, []).append((image, index, row * shape[1] + start))
                 start = here.stop
         return Batch(
@@ -202,7 +206,12 @@ class Collator:
         except (TypeError, ValueError, OSError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"example {example.key!r}: {error}") from error
-        return _Image((int(image.shape[-2]), int(image.shape[-1])), image=image)
+        labels = part.image.labels() if isinstance(part.image, LazyImage) and part.image.labels is not None else None
+        return _Image(
+            (int(image.shape[-2]), int(image.shape[-1])),
+            image=image,
+            labels=None if labels is None else torch.from_numpy(labels),
+        )
 
 
 class _ExampleImages:
@@ -237,4 +246,7 @@ def _group(members: list[tuple[_Image, int, int]], num_tokens: int) -> ImageGrou
         slots=starts[:, None] + torch.arange(num_tokens)[None, :],
         example_ids=torch.tensor([example for _, example, _ in members]),
         size=first.size,
+        labels=None
+        if first.labels is None
+        else torch.stack([m.labels for m, _, _ in members if m.labels is not None]),
     )

@@ -37,6 +37,8 @@ class LazyImage:
 
     key: str
     read: Callable[[], Pixels]
+    labels: Callable[[], NDArray[np.float32]] | None = None
+    """What is where in the image, ``labels rows cols`` of 0 and 1, for encoders that learn from labels."""
 
     def load(self) -> Pixels:
         return self.read()

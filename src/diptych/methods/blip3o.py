@@ -27,6 +27,7 @@ from diptych.flow.time import DiscreteTime, LogitNormalTime, TimeDistribution, U
 from diptych.models.connectors import MLPConnector
 from diptych.models.part import build_part, part_kind
 from diptych.objectives.flow_matching import flow_matching_loss
+from diptych.objectives.labels import label_loss
 from diptych.objectives.loss_term import LossTerm, Objective
 from diptych.objectives.randomness import normal_from_seeds, uniform_from_seeds
 from diptych.objectives.reconstruction import reconstruction_loss
@@ -151,6 +152,7 @@ class Blip3oObjectives:
     condition_drop: float = 0.1
     noise_repeats: int = 1
     feature_noise: float = 0.8
+    label_noise: float = 1.0
 
     def joint(self, model: UnifiedModel, batch: Batch, generator: torch.Generator) -> dict[str, LossTerm]:
         """``text``: cross-entropy of the answers. ``flow``: flow matching of the images that are drawn."""
@@ -173,22 +175,37 @@ class Blip3oObjectives:
         return terms
 
     def reconstruction(self, model: UnifiedModel, batch: Batch, generator: torch.Generator) -> dict[str, LossTerm]:
-        """The generation space's own loss: L1 and edges of images decoded from noised features (RAE, section 3)."""
+        """The generation space's own losses.
+
+        ``reconstruction``: L1, squared error and edges of images decoded from noised features (RAE, section 3).
+        ``labels``: what is where, read linearly from noised features, where the images come with labels.
+        """
         space: Any = model.autoencoder
-        losses, weights = [], []
+        losses, label_losses, weights, label_weights = [], [], [], []
         for group in (*batch.inputs, *batch.outputs):
             if group.images is None:
                 continue
             seeds = batch.example_seeds[group.example_ids]
             features = space.encode(group.images)
-            sigma = self.feature_noise * uniform_from_seeds(seeds, (1, 1, 1), "feature_noise_level")
-            noise = normal_from_seeds(seeds, features.shape[1:], "feature_noise")
-            decoded = space.paint(features + (sigma * noise).to(features.dtype))
+            decoded = space.paint(_noised(features, seeds, self.feature_noise, "feature_noise"))
             losses.append(reconstruction_loss(decoded, group.images, mse_weight=1.0, gradient_weight=0.5))
             weights.append(batch.example_weights[group.example_ids])
+            if group.labels is not None:
+                logits = space.label_logits(_noised(features, seeds, self.label_noise, "label_noise"))
+                label_losses.append(label_loss(*logits, group.labels))
+                label_weights.append(weights[-1])
         if not losses:
             raise ValueError("the reconstruction objective needs images, but the batch holds cached features only.")
-        return {"reconstruction": _term(torch.cat(losses), torch.cat(weights))}
+        terms = {"reconstruction": _term(torch.cat(losses), torch.cat(weights))}
+        if label_losses:
+            terms["labels"] = _term(torch.cat(label_losses), torch.cat(label_weights))
+        return terms
+
+
+def _noised(features: Tensor, seeds: Int[Tensor, " images"], largest: float, purpose: str) -> Tensor:
+    """Features with normal noise of a standard deviation between 0 and ``largest``, uniform from image to image."""
+    sigma = largest * uniform_from_seeds(seeds, (1, 1, 1), f"{purpose}_level")
+    return features + (sigma * normal_from_seeds(seeds, features.shape[1:], purpose)).to(features.dtype)
 
 
 def _term(values: Tensor, weights: Tensor, levels: Tensor | None = None) -> LossTerm:
@@ -229,6 +246,8 @@ class Blip3oConfig:
     """Noise levels drawn for one prompt: the backbone runs once, the denoiser so many times."""
     feature_noise: float = 0.8
     """Largest noise on features when the decoder learns (tau)."""
+    label_noise: float = 1.0
+    """Largest noise on features from which labels are told: the more, the more of the features is about them."""
     cache_features: bool = False
     """Encode every image once and keep its features in memory, in stages that do not train the generation space."""
     row_length: int | None = None
@@ -288,5 +307,11 @@ class Blip3oConfig:
             condition_drop=self.condition_drop,
             noise_repeats=self.noise_repeats,
             feature_noise=self.feature_noise,
+            label_noise=self.label_noise,
         )
-        return {"text": own.joint, "flow": own.joint, "reconstruction": own.reconstruction}
+        return {
+            "text": own.joint,
+            "flow": own.joint,
+            "reconstruction": own.reconstruction,
+            "labels": own.reconstruction,
+        }

@@ -5,6 +5,7 @@ from dataclasses import replace
 from diptych.data.sources.scenes import ScenesSource
 from diptych.flow.time import UniformTime
 from diptych.methods.blip3o import Blip3oConfig
+from diptych.scenes.labels import LABELS
 from diptych.train.part_configs import BackboneConfig, FeaturesConfig, LuminaConfig, VitConfig
 from diptych.train.recipe import (
     CheckpointConfig,
@@ -17,12 +18,13 @@ from diptych.train.recipe import (
 )
 
 SCENE_FEATURES = FeaturesConfig(
-    encoder=VitConfig(dim=96, num_layers=2, num_heads=4),
+    encoder=VitConfig(dim=96, num_layers=3, num_heads=4),
     channels=32,
     pool=2,
     decoder_dim=96,
     decoder_layers=2,
     decoder_heads=4,
+    num_labels=len(LABELS),
 )
 """Features of the built-in world: 4 x 4 cells of 32 channels for 64 pixels."""
 
@@ -30,8 +32,10 @@ SCENE_FEATURES = FeaturesConfig(
 def features() -> Recipe[Blip3oConfig]:
     """The encoder of the built-in world and the decoder of its features, which the other presets start from.
 
-    Trained on reconstruction alone, from features with noise (RAE, arXiv 2510.11690, section 3); unlike RAE's the
-    encoder is not pre-trained elsewhere but learns together with the decoder.
+    RAE (arXiv 2510.11690, section 3) trains a decoder on noised features of an encoder that was pre-trained for what
+    images mean. Here both learn together: the decoder to reconstruct, the encoder also to tell from noised features
+    what is where (the labels of `diptych.scenes.labels`), so that most of a feature is about meaning and what follows
+    learns from fewer examples.
     """
     return Recipe(
         name="blip3o:features",
@@ -41,20 +45,20 @@ def features() -> Recipe[Blip3oConfig]:
             denoiser=LuminaConfig(dim=64, num_layers=1, num_heads=2),
             feature_noise=0.5,
         ),
-        data={"pictures": ScenesSource(task="text_to_image", num_scenes=1_000_000, seed=1)},
+        data={"pictures": ScenesSource(task="text_to_image", num_scenes=1_000_000, seed=1, label_cells=4)},
         stages={
             "features": Stage(
                 trainable=("autoencoder",),
                 mix={"pictures": 1.0},
-                objectives={"reconstruction": 1.0},
-                num_steps=8000,
+                objectives={"reconstruction": 1.0, "labels": 0.05},
+                num_steps=10_000,
                 batch_size=32,
                 optimizer=OptimizerConfig(lr=3e-3, warmup_steps=100, schedule="wsd", decay_fraction=0.4),
             )
         },
         checkpoints=CheckpointConfig(every_steps=1000),
         logging=LoggingConfig(every_steps=50, sample_every=1000),
-        seed=0,
+        precision="bfloat16",
     )
 
 

@@ -155,6 +155,8 @@ class FeaturesConfig:
     """Heads of the decoder."""
     decoder_patch_size: int | None = None
     """Pixels a decoder token paints; None is the encoder's patch size."""
+    num_labels: int = 0
+    """Labels that the features are trained to tell, by the ``labels`` objective; 0 for none."""
 
     def build(self) -> "nn.Module":
         from diptych.models.autoencoders.features import FeatureAutoencoder
@@ -170,6 +172,7 @@ class FeaturesConfig:
             decoder_layers=self.decoder_layers,
             decoder_heads=self.decoder_heads,
             decoder_patch_size=self.decoder_patch_size,
+            num_labels=self.num_labels,
         )
 
 

@@ -19,6 +19,7 @@ from diptych.scenes.captions import CAPTION_STYLES, CaptionStyle, caption, pick_
 from diptych.scenes.compose import composition
 from diptych.scenes.draw import draw
 from diptych.scenes.edits import Edit, edit
+from diptych.scenes.labels import cell_labels
 from diptych.scenes.program import scene_program
 from diptych.scenes.questions import question
 from diptych.scenes.sample import MAX_OBJECTS
@@ -68,6 +69,9 @@ class ScenesSource:
     edits_per_scene: int = 2
     """Different edits of each scene over all epochs; each is also used backwards. More edits are more pictures."""
 
+    label_cells: int = 0
+    """Cells along a side of the grid of labels that every picture carries (``diptych.scenes.labels``); 0 for none."""
+
     def __post_init__(self) -> None:
         for name, value, known in (
             ("task", self.task, SCENE_TASKS),
@@ -84,6 +88,7 @@ class ScenesSource:
             ("max_objects", self.max_objects, least_objects, MAX_OBJECTS),
             ("questions_per_image", self.questions_per_image, 1, None),
             ("edits_per_scene", self.edits_per_scene, 1, None),
+            ("label_cells", self.label_cells, 0, None),
         ):
             if number < low or (high is not None and number > high):
                 limits = f"at least {low}" if high is None else f"{low} to {high}"
@@ -150,7 +155,9 @@ class SceneExamples:
 
     def _image(self, scene: Scene) -> LazyImage:
         return LazyImage(
-            key=scene_key(scene, self.config.image_size), read=partial(draw, scene, self.config.image_size)
+            key=scene_key(scene, self.config.image_size),
+            read=partial(draw, scene, self.config.image_size),
+            labels=partial(cell_labels, scene, self.config.label_cells) if self.config.label_cells else None,
         )
 
     def _name(self, index: int) -> str:

@@ -85,6 +85,7 @@ class FeatureAutoencoder(nn.Module):
         decoder_patch_size: pixels a decoder token paints; ``None`` is the encoder's patch size.
         upsample: decoder tokens to a latent, per axis; ``None`` makes images as large as the encoder's input. With
             another value images are resampled (bicubic, antialiased) before the encoder sees them.
+        num_labels: labels that ``label_logits`` reads from the features, for training with labels; 0 for none.
 
     Raises:
         ValueError: sizes that do not divide, or layers that do not exist.
@@ -110,6 +111,7 @@ class FeatureAutoencoder(nn.Module):
         decoder_heads: int = 4,
         decoder_patch_size: int | None = None,
         upsample: int | None = None,
+        num_labels: int = 0,
     ) -> None:
         super().__init__()
         reader: Any = encoder if isinstance(encoder, nn.Module) else build_part(encoder)
@@ -142,6 +144,7 @@ class FeatureAutoencoder(nn.Module):
             "decoder_heads": decoder_heads,
             "decoder_patch_size": decoder_patch_size,
             "upsample": upsample,
+            "num_labels": num_labels,
         }
         feature_dim = reader.dim * (pool**2 if pool_mode == "concat" else 1)
         self.encoder = reader
@@ -157,6 +160,8 @@ class FeatureAutoencoder(nn.Module):
         self.decoder = PatchDecoder(
             self.channels, decoder_dim, decoder_layers, decoder_heads, decoder_patch_size, upsample
         )
+        self.cell_labels = nn.Linear(self.channels, num_labels) if num_labels else None
+        self.image_labels = nn.Linear(self.channels, num_labels) if num_labels else None
         self.register_buffer("shift", torch.zeros(self.channels, 1, 1))
         self.register_buffer("scale", torch.ones(self.channels, 1, 1))
 
@@ -200,6 +205,19 @@ class FeatureAutoencoder(nn.Module):
     def paint(self, latents: Float[Tensor, "batch channels rows cols"]) -> Float[Tensor, "batch 3 height width"]:
         """The decoder's images before clipping, so that a loss has gradients everywhere."""
         return self.decoder(latents * self.scale + self.shift)
+
+    def label_logits(
+        self, latents: Float[Tensor, "batch channels rows cols"]
+    ) -> tuple[Float[Tensor, "batch labels rows cols"], Float[Tensor, "batch labels"]]:
+        """Logits of what is in each cell, and of what is anywhere in the image: linear in a latent and in their mean.
+
+        Raises:
+            ValueError: the autoencoder was made without labels.
+        """
+        if self.cell_labels is None or self.image_labels is None:
+            raise ValueError("this feature autoencoder has no labels: give features.num_labels.")
+        latents = latents * self.scale + self.shift
+        return self.cell_labels(latents.movedim(1, -1)).movedim(-1, 1), self.image_labels(latents.mean((2, 3)))
 
     def measure(self, latents: Iterable[Float[Tensor, "_ channels _ _"]]) -> None:
         """Sets shift and scale such that latents like the given ones, made by ``encode``, have mean 0 and std 1."""
