@@ -246,7 +246,5 @@ def _group(members: list[tuple[_Image, int, int]], num_tokens: int) -> ImageGrou
         slots=starts[:, None] + torch.arange(num_tokens)[None, :],
         example_ids=torch.tensor([example for _, example, _ in members]),
         size=first.size,
-        labels=None
-        if first.labels is None
-        else torch.stack([m.labels for m, _, _ in members if m.labels is not None]),
+        labels=None if first.labels is None else torch.stack([m.labels for m, _, _ in members if m.labels is not None]),
     )

@@ -186,7 +186,7 @@ class Blip3oObjectives:
             if group.images is None:
                 continue
             seeds = batch.example_seeds[group.example_ids]
-            features = space.encode(group.images)
+            features = space.features(group.images)
             decoded = space.paint(_noised(features, seeds, self.feature_noise, "feature_noise"))
             losses.append(reconstruction_loss(decoded, group.images, mse_weight=1.0, gradient_weight=0.5))
             weights.append(batch.example_weights[group.example_ids])

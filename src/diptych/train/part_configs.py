@@ -155,6 +155,10 @@ class FeaturesConfig:
     """Heads of the decoder."""
     decoder_patch_size: int | None = None
     """Pixels a decoder token paints; None is the encoder's patch size."""
+    mean_scale: float = 1.0
+    """Factor on what features share over the grid."""
+    detail_scale: float = 1.0
+    """Factor on how the features of a cell differ from that; with ``mean_scale`` it says what is learnt first."""
     num_labels: int = 0
     """Labels that the features are trained to tell, by the ``labels`` objective; 0 for none."""
 
@@ -172,6 +176,8 @@ class FeaturesConfig:
             decoder_layers=self.decoder_layers,
             decoder_heads=self.decoder_heads,
             decoder_patch_size=self.decoder_patch_size,
+            mean_scale=self.mean_scale,
+            detail_scale=self.detail_scale,
             num_labels=self.num_labels,
         )
 

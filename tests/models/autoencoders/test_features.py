@@ -75,14 +75,33 @@ def test_measured_latents_have_unit_std_and_decode_as_before():
     space = tiny_autoencoder(channels=6, pool=2)
     batches = [images(batch=5), images(batch=3) * 0.3]
     with torch.no_grad():
-        painted = space.paint(space.encode(batches[0]))
+        painted = space.decode(space.encode(batches[0]))
         space.measure(space.encode(batch) for batch in batches)
         latents = torch.cat([space.encode(batch) for batch in batches])
-        torch.testing.assert_close(space.paint(space.encode(batches[0])), painted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(space.decode(space.encode(batches[0])), painted, rtol=1e-4, atol=1e-5)
         assert latents.mean((0, 2, 3)).abs().max() < 1e-4
         assert (latents.std((0, 2, 3)) - 1).abs().max() < 5e-3
         space.measure([latents])  # measuring again changes next to nothing: shift and scale compose
         assert (torch.cat([space.encode(batch) for batch in batches]) - latents).abs().max() < 1e-2
+
+
+def test_scales_of_mean_and_detail_change_the_latents_and_not_what_the_decoder_sees():
+    plain, scaled = (
+        tiny_autoencoder(channels=6, pool=2),
+        tiny_autoencoder(channels=6, pool=2, mean_scale=0.5, detail_scale=3.0),
+    )
+    scaled.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        for space in (plain, scaled):
+            space.measure([space.encode(images(batch=5))])
+        before = plain.encode(images()) * plain.scale + plain.shift
+        after = scaled.encode(images()) * scaled.scale + scaled.shift
+        torch.testing.assert_close(after.mean((2, 3)), 0.5 * before.mean((2, 3)))
+        mean = before.mean((2, 3), keepdim=True)
+        torch.testing.assert_close(after - after.mean((2, 3), keepdim=True), 3 * (before - mean), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(scaled.decode(scaled.encode(images())), plain.decode(plain.encode(images())))
+    with pytest.raises(ValueError, match=r"must be above 0, got 0.0 and 1.0"):
+        tiny_autoencoder(mean_scale=0.0)
 
 
 def test_statistics_over_uneven_batches_equal_those_over_all():
@@ -118,7 +137,7 @@ def test_latent_noise_has_a_level_for_every_image():
 def test_a_frozen_encoder_stays_without_gradient_while_bottleneck_and_decoder_learn():
     space = tiny_autoencoder(channels=6, pool=2)
     space.encoder.requires_grad_(False)
-    reconstruction_loss(space.paint(space.encode(images())), images()).sum().backward()
+    reconstruction_loss(space.paint(space.features(images())), images()).sum().backward()
     with_gradient = {name.split(".")[0] for name, value in space.named_parameters() if value.grad is not None}
     assert with_gradient == {"bottleneck", "decoder"}
 
@@ -126,9 +145,9 @@ def test_a_frozen_encoder_stays_without_gradient_while_bottleneck_and_decoder_le
 def test_bfloat16_autocast_stays_close():
     space = tiny_autoencoder(channels=6, pool=2, layers=(2, 3))
     with torch.no_grad():
-        expected = space.encode(images())
+        expected = space.features(images())
         with torch.autocast("cpu", torch.bfloat16):
-            latents = space.encode(images())
+            latents = space.features(images())
             painted = space.paint(latents)
     assert (latents.float() - expected).norm() / expected.norm() < 2e-2
     assert (painted.float() - space.paint(expected)).norm() / painted.float().norm() < 4e-2  # two networks in a row
@@ -148,9 +167,9 @@ def test_the_decoder_learns_one_batch():
     ramp = torch.linspace(-1, 1, 32)
     pictures = torch.stack([ramp.expand(3, 32, 32), ramp.flip(0)[:, None].expand(3, 32, 32)])
     optimizer = torch.optim.AdamW(space.parameters(), lr=4e-3, weight_decay=0.0)
-    start = reconstruction_loss(space.paint(space.encode(pictures)), pictures).mean().item()
+    start = reconstruction_loss(space.paint(space.features(pictures)), pictures).mean().item()
     for _ in range(80):
-        loss = reconstruction_loss(space.paint(space.encode(pictures)), pictures, mse_weight=1.0).mean()
+        loss = reconstruction_loss(space.paint(space.features(pictures)), pictures, mse_weight=1.0).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -70,8 +70,9 @@ class FeatureAutoencoder(nn.Module):
     """Encoder features, pooled, squeezed and normalised, and a decoder from them to pixels.
 
     ``encode``: tokens of ``layers`` -> pooled ``pool x pool`` -> linear to ``channels`` -> LayerNorm without affine
-    parameters -> ``(raw - shift) / scale``. ``decode`` takes shift and scale back first, so that measuring them does
-    not change what a trained decoder sees. Noise for the decoder's training: ``protocol.add_latent_noise``.
+    parameters (`features`, what decoder and label heads are trained on) -> their mean over the grid times
+    ``mean_scale`` and the differences from it times ``detail_scale`` -> ``(raw - shift) / scale``. ``decode`` takes all
+    of this back first, so that none of these numbers changes what a trained decoder sees.
 
     Args:
         encoder: the encoder, or its ``config_dict()``.
@@ -85,6 +86,9 @@ class FeatureAutoencoder(nn.Module):
         decoder_patch_size: pixels a decoder token paints; ``None`` is the encoder's patch size.
         upsample: decoder tokens to a latent, per axis; ``None`` makes images as large as the encoder's input. With
             another value images are resampled (bicubic, antialiased) before the encoder sees them.
+        mean_scale: a denoiser learns first what has most of the variance. Where features share too much over the grid
+            (what is in the image) or too little, this and ``detail_scale`` (where and how it is) set the proportion.
+        detail_scale: see ``mean_scale``.
         num_labels: labels that ``label_logits`` reads from the features, for training with labels; 0 for none.
 
     Raises:
@@ -111,6 +115,8 @@ class FeatureAutoencoder(nn.Module):
         decoder_heads: int = 4,
         decoder_patch_size: int | None = None,
         upsample: int | None = None,
+        mean_scale: float = 1.0,
+        detail_scale: float = 1.0,
         num_labels: int = 0,
     ) -> None:
         super().__init__()
@@ -132,6 +138,10 @@ class FeatureAutoencoder(nn.Module):
                 "features.aggregate must be 'mean' or 'sum' and features.pool_mode 'mean' or 'concat', "
                 f"got {aggregate!r} and {pool_mode!r}."
             )
+        if mean_scale <= 0 or detail_scale <= 0:
+            raise ValueError(
+                f"features.mean_scale and features.detail_scale must be above 0, got {mean_scale} and {detail_scale}."
+            )
         self._config: dict[str, Any] = {
             "channels": channels,
             "pool": pool,
@@ -144,6 +154,8 @@ class FeatureAutoencoder(nn.Module):
             "decoder_heads": decoder_heads,
             "decoder_patch_size": decoder_patch_size,
             "upsample": upsample,
+            "mean_scale": mean_scale,
+            "detail_scale": detail_scale,
             "num_labels": num_labels,
         }
         feature_dim = reader.dim * (pool**2 if pool_mode == "concat" else 1)
@@ -153,6 +165,7 @@ class FeatureAutoencoder(nn.Module):
         self.pool = pool
         self.pool_mode: PoolMode = pool_mode
         self.latent_norm = latent_norm
+        self.mean_scale, self.detail_scale = mean_scale, detail_scale
         self.channels = feature_dim if channels is None else channels
         self.input_stride = input_stride
         self.stride = decoder_patch_size * upsample
@@ -174,7 +187,16 @@ class FeatureAutoencoder(nn.Module):
         return self.channels, *grid_shape(height, width, self.stride, "the feature autoencoder")
 
     def encode(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows cols"]:
-        """Normalised features; gradients reach the encoder and the bottleneck where those are trainable.
+        """Latents; gradients reach the encoder and the bottleneck where those are trainable.
+
+        Raises:
+            ValueError: a side is no multiple of ``stride``.
+        """
+        features = _rescale(self.features(images), self.mean_scale, self.detail_scale)
+        return (features - self.shift) / self.scale
+
+    def features(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows cols"]:
+        """Features of the encoder, squeezed and normalised, before they are scaled to latents.
 
         Raises:
             ValueError: a side is no multiple of ``stride``.
@@ -196,28 +218,28 @@ class FeatureAutoencoder(nn.Module):
             tokens = torch.stack(normed).sum(0).to(tokens.dtype)
             if self.aggregate == "mean":
                 tokens = tokens / len(self.layers)
-        return (self._squeeze(tokens, output.grid) - self.shift) / self.scale
+        return self._squeeze(tokens, output.grid)
 
     def decode(self, latents: Float[Tensor, "batch channels rows cols"]) -> Float[Tensor, "batch 3 height width"]:
-        """Images, clipped to [-1, 1]; training uses ``paint``, which is not."""
-        return self.paint(latents).clamp(-1, 1)
+        """Images, clipped to [-1, 1]; training uses ``paint`` on ``features``, which is not."""
+        features = _rescale(latents * self.scale + self.shift, 1 / self.mean_scale, 1 / self.detail_scale)
+        return self.paint(features).clamp(-1, 1)
 
-    def paint(self, latents: Float[Tensor, "batch channels rows cols"]) -> Float[Tensor, "batch 3 height width"]:
-        """The decoder's images before clipping, so that a loss has gradients everywhere."""
-        return self.decoder(latents * self.scale + self.shift)
+    def paint(self, features: Float[Tensor, "batch channels rows cols"]) -> Float[Tensor, "batch 3 height width"]:
+        """The decoder's images of ``features`` before clipping, so that a loss has gradients everywhere."""
+        return self.decoder(features)
 
     def label_logits(
-        self, latents: Float[Tensor, "batch channels rows cols"]
+        self, features: Float[Tensor, "batch channels rows cols"]
     ) -> tuple[Float[Tensor, "batch labels rows cols"], Float[Tensor, "batch labels"]]:
-        """Logits of what is in each cell, and of what is anywhere in the image: linear in a latent and in their mean.
+        """Logits of what is in each cell, and of what is anywhere in the image: linear in a feature and in their mean.
 
         Raises:
             ValueError: the autoencoder was made without labels.
         """
         if self.cell_labels is None or self.image_labels is None:
             raise ValueError("this feature autoencoder has no labels: give features.num_labels.")
-        latents = latents * self.scale + self.shift
-        return self.cell_labels(latents.movedim(1, -1)).movedim(-1, 1), self.image_labels(latents.mean((2, 3)))
+        return self.cell_labels(features.movedim(1, -1)).movedim(-1, 1), self.image_labels(features.mean((2, 3)))
 
     def measure(self, latents: Iterable[Float[Tensor, "_ channels _ _"]]) -> None:
         """Sets shift and scale such that latents like the given ones, made by ``encode``, have mean 0 and std 1."""
@@ -241,3 +263,13 @@ class FeatureAutoencoder(nn.Module):
         if self.latent_norm:
             raw = F.layer_norm(raw.float(), (self.channels,)).to(raw.dtype)
         return rearrange(raw, "batch rows cols channels -> batch channels rows cols")
+
+
+def _rescale(
+    features: Float[Tensor, "batch channels rows cols"], mean_scale: float, detail_scale: float
+) -> Float[Tensor, "batch channels rows cols"]:
+    """The mean over the grid and the differences from it, each times its factor."""
+    if mean_scale == detail_scale == 1:
+        return features
+    mean = features.mean((2, 3), keepdim=True)
+    return mean_scale * mean + detail_scale * (features - mean)
