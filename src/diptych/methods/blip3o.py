@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from diptych.data.batch import Batch, ImageGroup
 from diptych.data.prompt_format import PromptFormat, chatml_format, compact_format
 from diptych.flow.guidance import guided_velocity
-from diptych.flow.path import to_velocity
+from diptych.flow.path import MIN_SIGMA, to_velocity
 from diptych.flow.solvers import SOLVERS
 from diptych.flow.time import DiscreteTime, LogitNormalTime, TimeDistribution, UniformTime, time_grid
 from diptych.models.connectors import MLPConnector
@@ -124,6 +124,7 @@ def flow_loss(
     time: TimeDistribution,
     condition_drop: float,
     repeats: int,
+    floor: float = MIN_SIGMA,
 ) -> tuple[Float[Tensor, " items"], Float[Tensor, " items"]]:
     """Squared velocity error of every image at ``repeats`` noise levels, and those levels sigma.
 
@@ -141,7 +142,7 @@ def flow_loss(
     def predict(x_t: Tensor, t: Tensor) -> Tensor:
         return head.denoiser(x_t, t, condition)
 
-    return flow_matching_loss(predict, data, noise, t, head.denoiser.prediction), 1 - t
+    return flow_matching_loss(predict, data, noise, t, head.denoiser.prediction, floor), 1 - t
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +152,7 @@ class Blip3oObjectives:
     time: TimeDistribution = field(default_factory=DiscreteTime)
     condition_drop: float = 0.1
     noise_repeats: int = 1
+    loss_floor: float = MIN_SIGMA
     feature_noise: float = 0.8
     label_noise: float = 1.0
 
@@ -166,7 +168,9 @@ class Blip3oObjectives:
         for group in batch.outputs:
             condition = hidden_states[group.slots]
             seeds = batch.example_seeds[group.example_ids]
-            loss, sigma = flow_loss(model, group, condition, seeds, self.time, self.condition_drop, self.noise_repeats)
+            loss, sigma = flow_loss(
+                model, group, condition, seeds, self.time, self.condition_drop, self.noise_repeats, self.loss_floor
+            )
             losses.append(loss)
             levels.append(sigma)
             weights_out.append(batch.example_weights[group.example_ids].repeat_interleave(self.noise_repeats))
@@ -244,6 +248,9 @@ class Blip3oConfig:
     """Probability that a condition becomes zeros, for guidance."""
     noise_repeats: int = 1
     """Noise levels drawn for one prompt: the backbone runs once, the denoiser so many times."""
+    loss_floor: float = MIN_SIGMA
+    """Smallest 1 - t by which the error of data prediction is divided. At 0.05 the last tenth of the path has most of
+    the loss, which hides the prompt from a short training; the sampler's floor is its own."""
     feature_noise: float = 0.8
     """Largest noise on features when the decoder learns (tau)."""
     label_noise: float = 1.0
@@ -306,6 +313,7 @@ class Blip3oConfig:
             time=self.time,
             condition_drop=self.condition_drop,
             noise_repeats=self.noise_repeats,
+            loss_floor=self.loss_floor,
             feature_noise=self.feature_noise,
             label_noise=self.label_noise,
         )

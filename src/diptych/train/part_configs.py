@@ -55,6 +55,9 @@ class BackboneConfig:
     """Base of the rotary frequencies."""
     qk_norm: bool = True
     """Normalise queries and keys."""
+    residual_init: float = 0.1
+    """Initial scale of what attention and feed-forward layers add, times GPT-2's; 1 where learnable queries must read
+    the prompt from the first step on."""
 
     def build(self, vocab_size: int) -> "nn.Module":
         from diptych.models.backbones.transformer import CausalTransformer
@@ -68,6 +71,7 @@ class BackboneConfig:
             ffn_dim=self.ffn_dim,
             rope_theta=self.rope_theta,
             qk_norm=self.qk_norm,
+            residual_init=self.residual_init,
         )
 
 
