@@ -195,8 +195,8 @@ class Blip3oObjectives:
             losses.append(reconstruction_loss(decoded, group.images, mse_weight=1.0, gradient_weight=0.5))
             weights.append(batch.example_weights[group.example_ids])
             if group.labels is not None:
-                logits = space.label_logits(_noised(features, seeds, self.label_noise, "label_noise"))
-                label_losses.append(label_loss(*logits, group.labels))
+                cells, image = space.label_logits(_noised(features, seeds, self.label_noise, "label_noise"))
+                label_losses.append(label_loss(cells, image, group.labels))
                 label_weights.append(weights[-1])
         if not losses:
             raise ValueError("the reconstruction objective needs images, but the batch holds cached features only.")

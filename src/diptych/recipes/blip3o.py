@@ -148,9 +148,7 @@ def small() -> Recipe[Blip3oConfig]:
         name="blip3o:small",
         model=Blip3oConfig(
             features=SCENE_FEATURES,
-            backbone=BackboneConfig(
-                dim=128, num_layers=4, num_heads=4, num_kv_heads=4, ffn_dim=352, residual_init=1.0
-            ),
+            backbone=BackboneConfig(dim=128, num_layers=4, num_heads=4, num_kv_heads=4, ffn_dim=352, residual_init=1.0),
             denoiser=LuminaConfig(dim=160, num_layers=4, num_heads=4, initial_gate=1.0),
             num_queries=16,
             full_queries=True,

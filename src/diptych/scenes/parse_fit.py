@@ -180,7 +180,17 @@ def fit_shape(
     squeezed = np.abs(np.log(parameters[:, 2] / parameters[:, 3]))
     errors = _mismatches(templates, values, weights, noise) + SQUEEZE_PENALTY * np.maximum(squeezed - 0.05, 0) ** 2
     best = int(errors.argmin())
-    return Fit(SHAPES[int(shapes[best])], *parameters[best].tolist(), float(errors[best]), templates[best])
+    center_x, center_y, radius_x, radius_y, blur = parameters[best].tolist()
+    return Fit(
+        shape=SHAPES[int(shapes[best])],
+        center_x=center_x,
+        center_y=center_y,
+        radius_x=radius_x,
+        radius_y=radius_y,
+        blur=blur,
+        mismatch=float(errors[best]),
+        template=templates[best],
+    )
 
 
 def _starts(level: Float[ndarray, "height width"]) -> Float[ndarray, "shapes 5"] | None:

@@ -73,7 +73,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in _WIDE_MODES:
         values = np.nan_to_num(np.asarray(picture, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
         if picture.mode != "F" and values.max() > 255:
-            values = values / 257
+            values = values / np.float32(257)
         picture = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
     if picture.mode == "La":  # premultiplied: Pillow turns it into nothing else
         picture = picture.convert("LA")

@@ -194,7 +194,7 @@ class SceneExamples:
         words, types = self._words(index, epoch), types_of_split(self.config.split)
         asked = [question(scene, words, types=types) for _ in range(self.config.questions_per_image)]
         turns = [(Text(one.text), Text(one.answer, role="assistant", is_target=True)) for one in asked]
-        parts = (ImageIn(self._image(scene)), *(part for turn in turns for part in turn))
+        parts: tuple[Part, ...] = (ImageIn(self._image(scene)), *(part for turn in turns for part in turn))
         first = asked[0]
         metadata = self._metadata(scene, kind=first.kind, answer=first.answer, choices=list(first.choices))
         if len(asked) > 1:
