@@ -135,7 +135,7 @@ def test_interruption(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
 
 
 def test_a_closed_pipe_is_no_error():
-    command = f"{sys.executable} -m diptych.cli --help | head -1; echo ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m diptych --help | head -1; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
     assert result.stderr == "" and result.stdout.splitlines()[-1] == "0"
 

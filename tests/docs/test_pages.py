@@ -72,8 +72,8 @@ def commands(page: Path) -> Iterator[list[str]]:
     for block in blocks(page, "sh"):
         for line in command_lines(block):
             words = shlex.split(line, comments=True)
-            for name in {"diptych", "diptych.cli"} & set(words):
-                yield words[words.index(name) + 1 :]
+            if "diptych" in words:
+                yield words[words.index("diptych") + 1 :]
 
 
 RUNNABLE = [page for page in PAGES if blocks(page, "python runnable")]

@@ -51,6 +51,12 @@ def test_tiny_trains_samples_scores_and_loads(preset, tmp_path):
     assert model.capabilities == ("text", "image_to_text", "text_to_image", "image_edit")
 
 
+def test_a_score_that_does_not_exist_is_refused_before_training(tmp_path):
+    recipe = replace(blip3o.tiny(), evaluation=EvaluationConfig(scorers=("genevil",)))
+    with pytest.raises(ValueError, match=r"evaluation.scorers: there is no 'genevil'. Known: geneval, questions,"):
+        build_task(recipe, tmp_path / "run")
+
+
 def test_a_stage_trains_its_parts_alone(tmp_path):
     recipe = short(blip3o.tiny_sequential(), 2)
     task = build_task(recipe, tmp_path / "run")

@@ -509,6 +509,16 @@ def test_resuming_with_another_recipe_is_refused_field_by_field(tmp_path):
     assert train(toy_task(allowed), allowed, tmp_path / "run", resume=True, console=quiet()).finished
 
 
+def test_a_field_that_recipes_have_got_since_does_not_stop_a_resumption(tmp_path):
+    recipe = toy_recipe()
+    result = train(stopping_at(4, toy_task(recipe)), recipe, tmp_path / "run", console=quiet())
+    file = result.checkpoint / "state" / "trainer.json"
+    state = json.loads(file.read_text())
+    assert state["recipe"].pop("precision") == recipe.precision
+    file.write_text(json.dumps(state))
+    assert train(toy_task(recipe), recipe, tmp_path / "run", resume=True, console=quiet()).finished
+
+
 def test_resuming_with_another_frozen_part_is_refused(tmp_path):
     recipe = toy_recipe()
     train(stopping_at(4, toy_task(recipe)), recipe, tmp_path / "run", console=quiet())

@@ -17,7 +17,7 @@ TAKES_FIELDS = True
 DESCRIPTION = """\
 Trains a recipe into a run folder: checkpoints (each with a model that loads alone), metrics, sample grids, a report.
 Every field of the recipe is a flag. Ctrl-C saves; `diptych resume RUN` goes on.
-On several GPUs: accelerate launch -m diptych.cli train RECIPE …"""
+On several GPUs: accelerate launch -m diptych train RECIPE …"""
 EXAMPLES = """\
   diptych train blip3o:tiny
   diptych train blip3o:tiny --stages.joint.num-steps 50 --seed 3 --out runs/mine

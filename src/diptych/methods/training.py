@@ -16,7 +16,7 @@ from diptych.data.shuffle import derive_key
 from diptych.data.sources.protocol import BadRecord
 from diptych.data.sources.scenes import SceneExamples
 from diptych.data.stream import MixtureStream
-from diptych.evals.scenes import evaluate_scenes
+from diptych.evals.scenes import SCENE_TASKS, evaluate_scenes
 from diptych.evals.scores_file import write_scores
 from diptych.models.preprocess import to_uint8
 from diptych.train.parts import matching_parts, parts_of
@@ -48,7 +48,14 @@ SECONDS_BETWEEN_NEWS = 10
 
 
 def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> TrainingTask:
-    """The model of a recipe with fresh weights, its data and its callbacks."""
+    """The model of a recipe with fresh weights, its data and its callbacks.
+
+    Raises:
+        ValueError: the recipe asks for a score that there is not.
+    """
+    for scorer in recipe.evaluation.scorers:
+        if scorer not in SCENE_TASKS:
+            raise ValueError(f"evaluation.scorers: there is no {scorer!r}. Known: {', '.join(SCENE_TASKS)}.")
     torch.manual_seed(derive_key(recipe.seed, "initial weights") >> 1)
     model: UnifiedModel = recipe.model.build()
     model.draw_settings = draw_settings(recipe)

@@ -14,7 +14,7 @@ from typing import Any
 from diptych.train.checkpoint import latest_checkpoint
 from diptych.train.metrics import MetricsLog
 from diptych.train.recipe import Recipe
-from diptych.train.serialization import recipe_to_dict, to_json
+from diptych.train.serialization import recipe_from_dict, recipe_to_dict, to_json
 
 FREE_TO_CHANGE = ("name", "checkpoints", "logging", "evaluation")
 """Fields of a recipe that decide nothing about the weights: a run may be resumed with others."""
@@ -114,12 +114,14 @@ def recipe_changes(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list
 def check_same_recipe(saved: Mapping[str, Any], recipe: Recipe[Any], run_dir: Path) -> None:
     """Refuses to resume with a recipe that would have led to other weights.
 
+    A field that was not there when the recipe was saved counts as having had its default.
+
     Raises:
         ValueError: a field differs that is not in ``FREE_TO_CHANGE``; the message lists old and new values.
     """
     changes = [
         change
-        for change in recipe_changes(saved, recipe_to_dict(recipe))
+        for change in recipe_changes(_with_defaults(saved), recipe_to_dict(recipe))
         if change.split(":", 1)[0].split(".", 1)[0] not in FREE_TO_CHANGE
     ]
     if changes:
@@ -129,6 +131,14 @@ def check_same_recipe(saved: Mapping[str, Any], recipe: Recipe[Any], run_dir: Pa
             f"Take these changes back, in the command or in {run_dir / 'recipe.json'}, or start a new run. "
             f"Only {', '.join(FREE_TO_CHANGE)} may change."
         )
+
+
+def _with_defaults(saved: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A saved recipe with the fields that recipes have got since; as it is where it cannot be read any more."""
+    try:
+        return recipe_to_dict(recipe_from_dict(saved))
+    except ValueError:
+        return saved
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
