@@ -190,13 +190,15 @@ class Blip3oObjectives:
             if group.images is None:
                 continue
             seeds = batch.example_seeds[group.example_ids]
-            features = space.features(group.images)
+            cells = space.cells(group.images)
+            features = space.gated(cells, None if group.labels is None else group.labels[:, 0] > 0)
             decoded = space.paint(_noised(features, seeds, self.feature_noise, "feature_noise"))
             losses.append(reconstruction_loss(decoded, group.images, mse_weight=1.0, gradient_weight=0.5))
             weights.append(batch.example_weights[group.example_ids])
             if group.labels is not None:
-                cells, image = space.label_logits(_noised(features, seeds, self.label_noise, "label_noise"))
-                label_losses.append(label_loss(cells, image, group.labels))
+                told = space.label_logits(_noised(features, seeds, self.label_noise, "label_noise"))
+                held = None if space.gate is None else space.gate_logits(cells)
+                label_losses.append(label_loss(told[0], told[1], group.labels, held))
                 label_weights.append(weights[-1])
         if not losses:
             raise ValueError("the reconstruction objective needs images, but the batch holds cached features only.")

@@ -27,6 +27,7 @@ SCENE_FEATURES = FeaturesConfig(
     mean_scale=0.83,
     detail_scale=1.6,
     num_labels=len(LABELS),
+    gate=True,
 )
 """Features of the built-in world: 4 x 4 cells of 32 channels for 64 pixels.
 
@@ -56,7 +57,7 @@ def features() -> Recipe[Blip3oConfig]:
                 trainable=("autoencoder",),
                 mix={"pictures": 1.0},
                 objectives={"reconstruction": 1.0, "labels": 0.05},
-                num_steps=10_000,
+                num_steps=8000,
                 batch_size=32,
                 optimizer=OptimizerConfig(lr=3e-3, warmup_steps=100, schedule="wsd", decay_fraction=0.4),
             )

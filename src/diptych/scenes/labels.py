@@ -7,13 +7,14 @@ from numpy.typing import NDArray
 from diptych.scenes.scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene
 
 LABELS: tuple[str, ...] = (
+    "object",
     *SHAPES,
     *COLORS,
     *SIZES,
     *BACKGROUNDS,
     *(f"{color} {shape}" for shape in SHAPES for color in COLORS),
 )
-"""Names of the labels: attributes of objects, backgrounds, and every type of object."""
+"""Names of the labels: any object, attributes of objects, backgrounds, and every type of object."""
 
 
 def cell_labels(scene: Scene, cells: int) -> Float[NDArray[np.float32], "labels cells cells"]:
@@ -28,6 +29,6 @@ def cell_labels(scene: Scene, cells: int) -> Float[NDArray[np.float32], "labels 
     grid[LABELS.index(scene.background)] = 1
     for item in scene.objects:
         row, column = int(item.y * cells), int(item.x * cells)
-        for name in (item.shape, item.color, item.size, f"{item.color} {item.shape}"):
+        for name in ("object", item.shape, item.color, item.size, f"{item.color} {item.shape}"):
             grid[LABELS.index(name), row, column] = 1
     return grid

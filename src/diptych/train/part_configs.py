@@ -165,6 +165,8 @@ class FeaturesConfig:
     """Factor on how the features of a cell differ from that; with ``mean_scale`` it says what is learnt first."""
     num_labels: int = 0
     """Labels that the features are trained to tell, by the ``labels`` objective; 0 for none."""
+    gate: bool = False
+    """Cells without the first label all hold their mean, so that an object is told by one cell."""
 
     def build(self) -> "nn.Module":
         from diptych.models.autoencoders.features import FeatureAutoencoder
@@ -183,6 +185,7 @@ class FeaturesConfig:
             mean_scale=self.mean_scale,
             detail_scale=self.detail_scale,
             num_labels=self.num_labels,
+            gate=self.gate,
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -70,7 +70,7 @@ class FeatureAutoencoder(nn.Module):
     """Encoder features, pooled, squeezed and normalised, and a decoder from them to pixels.
 
     ``encode``: tokens of ``layers`` -> pooled ``pool x pool`` -> linear to ``channels`` -> LayerNorm without affine
-    parameters (`features`, what decoder and label heads are trained on) -> their mean over the grid times
+    parameters -> gate (`features`, what decoder and label heads are trained on) -> their mean over the grid times
     ``mean_scale`` and the differences from it times ``detail_scale`` -> ``(raw - shift) / scale``. ``decode`` takes all
     of this back first, so that none of these numbers changes what a trained decoder sees.
 
@@ -90,6 +90,8 @@ class FeatureAutoencoder(nn.Module):
             (what is in the image) or too little, this and ``detail_scale`` (where and how it is) set the proportion.
         detail_scale: see ``mean_scale``.
         num_labels: labels that ``label_logits`` reads from the features, for training with labels; 0 for none.
+        gate: cells that hold nothing (by a linear reading of the cell, trained on the first label) all get their mean:
+            what is drawn is then said by the cells that hold something, one each, and by one vector for the rest.
 
     Raises:
         ValueError: sizes that do not divide, or layers that do not exist.
@@ -118,6 +120,7 @@ class FeatureAutoencoder(nn.Module):
         mean_scale: float = 1.0,
         detail_scale: float = 1.0,
         num_labels: int = 0,
+        gate: bool = False,
     ) -> None:
         super().__init__()
         reader: Any = encoder if isinstance(encoder, nn.Module) else build_part(encoder)
@@ -138,6 +141,8 @@ class FeatureAutoencoder(nn.Module):
                 "features.aggregate must be 'mean' or 'sum' and features.pool_mode 'mean' or 'concat', "
                 f"got {aggregate!r} and {pool_mode!r}."
             )
+        if gate and not num_labels:
+            raise ValueError("features.gate is trained on the first label: give features.num_labels.")
         if mean_scale <= 0 or detail_scale <= 0:
             raise ValueError(
                 f"features.mean_scale and features.detail_scale must be above 0, got {mean_scale} and {detail_scale}."
@@ -157,6 +162,7 @@ class FeatureAutoencoder(nn.Module):
             "mean_scale": mean_scale,
             "detail_scale": detail_scale,
             "num_labels": num_labels,
+            "gate": gate,
         }
         feature_dim = reader.dim * (pool**2 if pool_mode == "concat" else 1)
         self.encoder = reader
@@ -175,6 +181,7 @@ class FeatureAutoencoder(nn.Module):
         )
         self.cell_labels = nn.Linear(self.channels, num_labels) if num_labels else None
         self.image_labels = nn.Linear(self.channels, num_labels) if num_labels else None
+        self.gate = nn.Linear(self.channels, 1) if gate else None
         self.register_buffer("shift", torch.zeros(self.channels, 1, 1))
         self.register_buffer("scale", torch.ones(self.channels, 1, 1))
 
@@ -196,7 +203,15 @@ class FeatureAutoencoder(nn.Module):
         return (features - self.shift) / self.scale
 
     def features(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows cols"]:
-        """Features of the encoder, squeezed and normalised, before they are scaled to latents.
+        """Features of the encoder, squeezed, normalised and gated, before they are scaled to latents.
+
+        Raises:
+            ValueError: a side is no multiple of ``stride``.
+        """
+        return self.gated(self.cells(images))
+
+    def cells(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows cols"]:
+        """Features before the gate.
 
         Raises:
             ValueError: a side is no multiple of ``stride``.
@@ -219,6 +234,26 @@ class FeatureAutoencoder(nn.Module):
             if self.aggregate == "mean":
                 tokens = tokens / len(self.layers)
         return self._squeeze(tokens, output.grid)
+
+    def gated(
+        self, cells: Float[Tensor, "batch channels rows cols"], is_held: Bool[Tensor, "batch rows cols"] | None = None
+    ) -> Float[Tensor, "batch channels rows cols"]:
+        """Features of which those of empty cells are their mean; as they are where there is no gate.
+
+        Args:
+            is_held: cells that hold something, where it is known; else by ``gate_logits``.
+        """
+        if self.gate is None:
+            return cells
+        held = (self.gate_logits(cells) > 0 if is_held is None else is_held)[:, None]
+        empty = (~held).to(cells.dtype)
+        mean = (cells * empty).sum((2, 3), keepdim=True) / empty.sum((2, 3), keepdim=True).clamp(min=1)
+        return torch.where(held, cells, mean)
+
+    def gate_logits(self, cells: Float[Tensor, "batch channels rows cols"]) -> Float[Tensor, "batch rows cols"]:
+        """Logits of whether a cell holds anything."""
+        assert self.gate is not None
+        return self.gate(cells.movedim(1, -1)).squeeze(-1)
 
     def decode(self, latents: Float[Tensor, "batch channels rows cols"]) -> Float[Tensor, "batch 3 height width"]:
         """Images, clipped to [-1, 1]; training uses ``paint`` on ``features``, which is not."""
