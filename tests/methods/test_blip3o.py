@@ -134,7 +134,7 @@ def test_reconstruction_trains_the_generation_space_alone(model):
 
 def test_labels_train_the_encoder_and_their_heads_where_the_source_has_labels():
     torch.manual_seed(0)
-    space = replace(TINY.features, num_labels=len(LABELS))
+    space = replace(TINY.features, num_labels=len(LABELS), gate=True)
     model = replace(TINY, features=space).build()
     side = model.autoencoder.latent_shape(*model.images.size)[1]
     labelled = ScenesSource(task="text_to_image", num_scenes=4, label_cells=side).build()
@@ -144,8 +144,10 @@ def test_labels_train_the_encoder_and_their_heads_where_the_source_has_labels():
     assert term.count == 3
     names = gradients(model, {"labels": term}).keys()
     assert any(".encoder." in name for name in names) and not any(".decoder." in name for name in names)
-    assert {name for name in names if "_labels" in name} == {
-        f"autoencoder.{which}_labels.{kind}" for which in ("cell", "image") for kind in ("weight", "bias")
+    assert {name for name in names if "_labels" in name or name.startswith("autoencoder.gate")} == {
+        f"autoencoder.{which}.{kind}"
+        for which in ("cell_labels", "image_labels", "gate")
+        for kind in ("weight", "bias")
     }
     unlabelled = model.collator()(examples(3), [0, 1, 2])
     assert set(Blip3oObjectives().reconstruction(model, unlabelled, torch.Generator())) == {"reconstruction"}

@@ -19,6 +19,10 @@ def test_values_in_closed_form():
     torch.testing.assert_close(label_loss(cells, image, labels), torch.full((2,), 3 * math.log(2)))
     cells = torch.where(labels > 0, 50.0, -50.0)
     torch.testing.assert_close(label_loss(cells, image, labels), torch.zeros(2))
+    # a gate that knows nothing: log 2 in each of four cells
+    torch.testing.assert_close(
+        label_loss(cells, image, labels, torch.zeros(2, 2, 2)), torch.full((2,), 4 * math.log(2))
+    )
 
 
 def test_another_grid_is_refused(monkeypatch):

@@ -104,6 +104,28 @@ def test_scales_of_mean_and_detail_change_the_latents_and_not_what_the_decoder_s
         tiny_autoencoder(mean_scale=0.0)
 
 
+def test_the_gate_leaves_cells_that_hold_something_and_gives_the_others_their_mean():
+    space = tiny_autoencoder(channels=6, pool=2, num_labels=2, gate=True)
+    with torch.no_grad():
+        cells = space.cells(images())
+        held = torch.zeros(2, 4, 4, dtype=torch.bool)
+        held[0, 1, 2] = held[1, 0] = True
+        gated = space.gated(cells, held)
+        torch.testing.assert_close(gated[0, :, 1, 2], cells[0, :, 1, 2])
+        torch.testing.assert_close(gated[1, :, 0], cells[1, :, 0])
+        rest = cells[1, :, 1:].mean((1, 2))
+        torch.testing.assert_close(gated[1, :, 1:], rest[:, None, None].expand(6, 3, 4))
+        everything = torch.ones(2, 4, 4, dtype=torch.bool)
+        torch.testing.assert_close(space.gated(cells, everything), cells)
+        told = space.gate_logits(cells) > 0
+        torch.testing.assert_close(space.features(images()), space.gated(cells, told))
+        assert 0 < told.sum() < told.numel()  # else the line above would show little
+    again = build_part(space.config_dict())
+    again.load_state_dict(space.state_dict())
+    with pytest.raises(ValueError, match=r"features.gate is trained on the first label: give features.num_labels"):
+        tiny_autoencoder(gate=True)
+
+
 def test_statistics_over_uneven_batches_equal_those_over_all():
     values = torch.randn(7, 3, 4, 5, generator=torch.Generator().manual_seed(0)) * 3 + 100
     mean, std = measure_shift_scale([values[:1], values[1:5], values[5:]], eps=0.0)
