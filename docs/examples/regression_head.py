@@ -80,7 +80,7 @@ def joint(model: UnifiedModel, batch: Batch, generator: torch.Generator) -> Mapp
 def reconstruction(model: UnifiedModel, batch: Batch, generator: torch.Generator) -> Mapping[str, LossTerm]:
     """The generation space's own loss."""
     images = torch.cat([group.images for group in batch.outputs if group.images is not None])
-    return {"reconstruction": reconstruction_term(model.autoencoder.paint(model.autoencoder.encode(images)), images)}
+    return {"reconstruction": reconstruction_term(model.autoencoder.paint(model.autoencoder.features(images)), images)}
 
 
 @dataclass(frozen=True, kw_only=True)

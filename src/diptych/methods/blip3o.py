@@ -214,6 +214,19 @@ def _noised(features: Tensor, seeds: Int[Tensor, " images"], largest: float, pur
     return features + (sigma * normal_from_seeds(seeds, features.shape[1:], purpose)).to(features.dtype)
 
 
+def _take_weights(model: UnifiedModel, name: str, source: str) -> None:
+    """Weights of one module inside a part from the same module of a saved model."""
+    from diptych.unified.folder import load_part
+
+    part, inner = name.split(".", 1)
+    try:
+        model.parts()[part].get_submodule(inner).load_state_dict(
+            load_part(source, part).get_submodule(inner).state_dict()
+        )
+    except (KeyError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"model.start_from: {name} of {source} does not fit the recipe's: {error}") from error
+
+
 def _term(values: Tensor, weights: Tensor, levels: Tensor | None = None) -> LossTerm:
     weights = weights.to(values)
     count = torch.tensor(float(len(values)), device=values.device)
@@ -262,7 +275,8 @@ class Blip3oConfig:
     row_length: int | None = None
     """Positions of a packed row in training; None gives every example a row of its own."""
     start_from: dict[str, str] = field(default_factory=dict)
-    """Part -> model it is taken from, e.g. ``{"autoencoder": "diptych-scenes"}``."""
+    """Part -> model it is taken from, e.g. ``{"autoencoder": "diptych-scenes"}``; ``autoencoder.encoder`` takes the
+    weights of one module inside a part."""
 
     def build(self) -> UnifiedModel:
         """The model with fresh weights, except for the parts of ``start_from``."""
@@ -293,6 +307,9 @@ class Blip3oConfig:
             images=self.images,
         )
         for name, source in self.start_from.items():
+            if "." in name:
+                _take_weights(model, name, source)
+                continue
             if name not in model.parts():
                 raise ValueError(f"model.start_from: there is no part {name!r}; parts are {', '.join(model.parts())}.")
             part = load_part(source, name)

@@ -167,6 +167,8 @@ class FeaturesConfig:
     """Labels that the features are trained to tell, by the ``labels`` objective; 0 for none."""
     gate: bool = False
     """Cells without the first label all hold their mean, so that an object is told by one cell."""
+    frozen_encoder: bool = False
+    """The decoder learns alone."""
 
     def build(self) -> "nn.Module":
         from diptych.models.autoencoders.features import FeatureAutoencoder
@@ -186,6 +188,7 @@ class FeaturesConfig:
             detail_scale=self.detail_scale,
             num_labels=self.num_labels,
             gate=self.gate,
+            frozen_encoder=self.frozen_encoder,
         )
 
 

@@ -8,6 +8,7 @@ the latents.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -92,6 +93,7 @@ class FeatureAutoencoder(nn.Module):
         num_labels: labels that ``label_logits`` reads from the features, for training with labels; 0 for none.
         gate: cells that hold nothing (by a linear reading of the cell, trained on the first label) all get their mean:
             what is drawn is then said by the cells that hold something, one each, and by one vector for the rest.
+        frozen_encoder: the cells are made without gradients, so that the decoder learns alone, as in RAE.
 
     Raises:
         ValueError: sizes that do not divide, or layers that do not exist.
@@ -121,6 +123,7 @@ class FeatureAutoencoder(nn.Module):
         detail_scale: float = 1.0,
         num_labels: int = 0,
         gate: bool = False,
+        frozen_encoder: bool = False,
     ) -> None:
         super().__init__()
         reader: Any = encoder if isinstance(encoder, nn.Module) else build_part(encoder)
@@ -163,6 +166,7 @@ class FeatureAutoencoder(nn.Module):
             "detail_scale": detail_scale,
             "num_labels": num_labels,
             "gate": gate,
+            "frozen_encoder": frozen_encoder,
         }
         feature_dim = reader.dim * (pool**2 if pool_mode == "concat" else 1)
         self.encoder = reader
@@ -172,6 +176,7 @@ class FeatureAutoencoder(nn.Module):
         self.pool_mode: PoolMode = pool_mode
         self.latent_norm = latent_norm
         self.mean_scale, self.detail_scale = mean_scale, detail_scale
+        self.frozen_encoder = frozen_encoder
         self.channels = feature_dim if channels is None else channels
         self.input_stride = input_stride
         self.stride = decoder_patch_size * upsample
@@ -216,6 +221,10 @@ class FeatureAutoencoder(nn.Module):
         Raises:
             ValueError: a side is no multiple of ``stride``.
         """
+        with torch.no_grad() if self.frozen_encoder else nullcontext():
+            return self._cells(images)
+
+    def _cells(self, images: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch channels rows cols"]:
         rows, cols = grid_shape(images.shape[-2], images.shape[-1], self.stride, "the feature autoencoder")
         if self.stride != self.input_stride:
             size = rows * self.input_stride, cols * self.input_stride
