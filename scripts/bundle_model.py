@@ -50,7 +50,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--name", default="diptych-scenes")
-    parser.add_argument("--command", default="diptych train blip3o:features; diptych train blip3o:small")
+    parser.add_argument(
+        "--command",
+        default="diptych train blip3o:features --out runs/features; diptych train blip3o:decoder --out runs/decoder; "
+        "diptych train blip3o:small --model.start-from.autoencoder runs/decoder",
+    )
     parser.add_argument("--num-per-category", type=int, default=300)
     arguments = parser.parse_args()
 

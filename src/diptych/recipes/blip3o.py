@@ -176,7 +176,7 @@ def tiny_sequential() -> Recipe[Blip3oConfig]:
 def small() -> Recipe[Blip3oConfig]:
     """BLIP3-o on the built-in world, all tasks in one stage: what trained the bundled ``diptych-scenes``.
 
-    Starts from the encoder and decoder of ``features()`` (kept frozen), as BLIP3-o starts from EVA-CLIP and SDXL.
+    Starts from the encoder of ``features()`` and its ``decoder()`` (kept frozen), as BLIP3-o starts from EVA-CLIP and SDXL.
     Differs from the paper in size, in joint training of backbone and image head, in predicting the data with a loss on
     the velocity, in uniform times shifted towards noise, in queries that see each other, and in what lets a short
     training find the prompt: an open cross-attention gate, small initial queries, and an error near the end of the
@@ -210,7 +210,7 @@ def small() -> Recipe[Blip3oConfig]:
                 trainable=("connector", "backbone", "image_head"),
                 mix={"draw": 0.38, "ask": 0.31, "describe": 0.01, "edit": 0.25, "compose": 0.05},
                 objectives={"text": 1.0, "flow": 1.0},
-                num_steps=13_000,
+                num_steps=5600,
                 batch_size=32,
                 optimizer=OptimizerConfig(
                     lr=1.2e-3, warmup_steps=300, schedule="wsd", decay_fraction=0.4, ema_decay=0.999
@@ -243,9 +243,9 @@ def demo() -> Recipe[Blip3oConfig]:
             "joint": replace(
                 joint,
                 mix={"draw": 0.5, "ask": 0.45, "edit": 0.05},
-                num_steps=4000,
+                num_steps=3600,
                 batch_size=16,
-                optimizer=replace(joint.optimizer, warmup_steps=100, ema_decay=0.99),
+                optimizer=replace(joint.optimizer, lr=1e-3, warmup_steps=100, ema_decay=0.995),
             )
         },
         evaluation=replace(base.evaluation, scorers=("geneval", "questions", "editing")),
