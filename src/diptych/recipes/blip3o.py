@@ -176,7 +176,7 @@ def tiny_sequential() -> Recipe[Blip3oConfig]:
 def small() -> Recipe[Blip3oConfig]:
     """BLIP3-o on the built-in world, all tasks in one stage: what trained the bundled ``diptych-scenes``.
 
-    Starts from the encoder of ``features()`` and its ``decoder()`` (both frozen), as BLIP3-o does from EVA-CLIP and SDXL.
+    Starts from ``features()`` and ``decoder()``, both frozen, as BLIP3-o starts from EVA-CLIP and SDXL.
     Differs from the paper in size, in joint training of backbone and image head, in predicting the data with a loss on
     the velocity, in uniform times shifted towards noise, in queries that see each other, and in what lets a short
     training find the prompt: an open cross-attention gate, small initial queries, and an error near the end of the
