@@ -21,7 +21,7 @@ def main() -> None:
     seconds = []
     with tempfile.TemporaryDirectory() as folder:
         for run in range(arguments.runs):
-            command = [sys.executable, "-m", "diptych.cli", "generate", "a red circle above a blue square"]
+            command = [sys.executable, "-m", "diptych", "generate", "a red circle above a blue square"]
             started = time.perf_counter()
             subprocess.run([*command, "--model", arguments.model, "--out", f"{folder}/{run}"], check=True,
                            capture_output=True)  # fmt: skip
