@@ -5,13 +5,11 @@ Through the command line in this process, and through the Python face. The rooms
 """
 
 import json
-import resource
 import shutil
 import struct
 import subprocess
 import sys
 import zlib
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from diptych.cli.main import explain, main
 from diptych.data.picture_files import read_png_metadata
 from diptych.data.tokenizer import train_tokenizer
 from diptych.train.part_configs import TokenizerConfig
+from tests.file_size_limit import file_size_limit
 from tests.tiny_models import TINY, tiny_model
 
 RECIPE = "tests.cli.tiny_recipe:seconds"
@@ -533,17 +532,6 @@ def test_output_folders_that_cannot_be_written(fails, saved, picture, tmp_path):
             printed = fails(*words)
             assert f"cannot write to the folder {place} (" in printed and "Choose another one with --out." in printed
     assert entries(tmp_path) == ["file", "picture.png"] and (tmp_path / "file").read_text() == "mine"
-
-
-@contextmanager
-def file_size_limit(num_bytes):
-    """Files of this process cannot grow beyond the limit: what a quota does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_no_space_for_a_picture(fails, saved, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diptych.data.sources.scenes import ScenesSource
-from diptych.flow.time import DiscreteTime, UniformTime
+from diptych.flow.time import DiscreteTime, LogitNormalTime, UniformTime
 from diptych.methods.blip3o import Blip3oObjectives
 from diptych.scenes.labels import LABELS
 from tests.tiny_models import TINY, tiny_model
@@ -153,6 +153,37 @@ def test_labels_train_the_encoder_and_their_heads_where_the_source_has_labels():
     assert set(Blip3oObjectives().reconstruction(model, unlabelled, torch.Generator())) == {"reconstruction"}
     with pytest.raises(ValueError, match=r"give features\.num_labels"):
         TINY.build().autoencoder.label_logits(torch.zeros(1, TINY.features.channels, side, side))
+
+
+def test_a_frozen_encoder_leaves_the_decoder_to_learn_alone():
+    model = replace(TINY, features=replace(TINY.features, frozen_encoder=True)).build()
+    batch = model.collator()(examples(2, tasks=("text_to_image",)), [0, 1])
+    grads = gradients(model, Blip3oObjectives().reconstruction(model, batch, torch.Generator()))
+    assert {".".join(name.split(".")[:2]) for name in grads} == {"autoencoder.decoder"}
+
+
+def test_start_from_takes_one_module_and_names_what_does_not_fit(model, tmp_path):
+    model.save(tmp_path / "saved")
+    source = str(tmp_path / "saved")
+    taken = replace(TINY, start_from={"autoencoder.encoder": source}).build()
+    for name, value in model.autoencoder.encoder.state_dict().items():
+        torch.testing.assert_close(taken.autoencoder.encoder.state_dict()[name], value)
+    fresh, saved = taken.autoencoder.decoder.state_dict(), model.autoencoder.decoder.state_dict()
+    assert any(not torch.equal(fresh[name], saved[name]) for name in saved)
+    for name in ("autoencoder.enkoder", "autoencodr.encoder"):
+        with pytest.raises(ValueError, match=rf"model.start_from: {name} of .* does not fit the recipe's"):
+            replace(TINY, start_from={name: source}).build()
+
+
+def test_the_floor_of_the_loss_bounds_the_weight_of_late_times(model):
+    late = LogitNormalTime(mean=8.0, std=0.01)
+    chosen = examples(2, tasks=("text_to_image",))
+    assert model.image_head.denoiser.prediction == "data"
+    low, high = (
+        terms_of(model, chosen, [1, 2], objectives=Blip3oObjectives(time=late, loss_floor=floor))["flow"].sum
+        for floor in (0.05, 0.3)
+    )
+    torch.testing.assert_close(low / high, torch.tensor((0.3 / 0.05) ** 2))
 
 
 def test_one_batch_is_learnt_by_heart():

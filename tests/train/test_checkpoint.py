@@ -2,9 +2,7 @@
 
 import json
 import os
-import resource
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,6 +22,7 @@ from diptych.train.checkpoint import (
     save_checkpoint,
 )
 from diptych.train.loop import train
+from tests.file_size_limit import file_size_limit
 
 
 def state(step: int = 3, **changes) -> TrainingState:
@@ -177,17 +176,6 @@ def full(path: Path) -> None:
     path.mkdir()
     with Path("/dev/full").open("wb") as file:
         file.write(b"x")
-
-
-@contextmanager
-def file_size_limit(num_bytes: int):
-    """Files of this process cannot grow beyond the limit: what a quota does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_full_disk_says_so_and_leaves_the_last_good_checkpoint(tmp_path):

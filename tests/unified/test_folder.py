@@ -2,10 +2,8 @@
 
 import json
 import os
-import resource
 import shutil
 import sys
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ import diptych
 from diptych.data.tokenizer import train_tokenizer
 from diptych.unified import folder as folder_module
 from diptych.unified.folder import FORMAT_VERSION, load_model, load_part, read_manifest, resolve, save_model
+from tests.file_size_limit import file_size_limit
 from tests.tiny_models import TINY, tiny_model
 
 PARTS = {"autoencoder", "backbone", "connector", "image_head"}
@@ -247,17 +246,6 @@ def test_a_save_cut_off_between_its_two_renames_is_found_again(copy, tmp_path):
     copy.rename(tmp_path / ".mine-x1y2")
     with pytest.raises(FileNotFoundError, match=r"saving it was cut off and left it in .*/\.mine-x1y2. Rename that"):
         load_model(tmp_path / "mine")
-
-
-@contextmanager
-def file_size_limit(num_bytes):
-    """Files of this process cannot grow beyond the limit: what a quota does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("limit", [30_000, 100])

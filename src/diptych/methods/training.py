@@ -4,6 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,14 +99,7 @@ def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> Trai
 
 def draw_settings(recipe: Recipe[Any]) -> DrawSettings:
     """The recipe's sampling, as the model carries it."""
-    sampling = recipe.sampling
-    return DrawSettings(
-        num_steps=sampling.num_steps,
-        guidance_scale=sampling.guidance_scale,
-        guidance_interval=sampling.guidance_interval,
-        solver=sampling.solver,
-        time_shift=sampling.time_shift,
-    )
+    return DrawSettings(**asdict(recipe.sampling))
 
 
 @torch.inference_mode()

@@ -68,7 +68,6 @@ class ScenesSource:
     is read once for all of them."""
     edits_per_scene: int = 2
     """Different edits of each scene over all epochs; each is also used backwards. More edits are more pictures."""
-
     label_cells: int = 0
     """Cells along a side of the grid of labels that every picture carries (``diptych.scenes.labels``); 0 for none."""
 
