@@ -348,6 +348,7 @@ def model_card(model: UnifiedModel, manifest: Mapping[str, Any]) -> str:
         "",
         "```python",
         "import diptych",
+        "",
         f'model = diptych.load("{card.get("name", "path/to/this/folder")}")',
         "```",
         "",
