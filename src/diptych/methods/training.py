@@ -21,6 +21,7 @@ from diptych.evals.scenes import SCENE_TASKS, evaluate_scenes
 from diptych.evals.scores_file import write_scores
 from diptych.models.preprocess import to_uint8
 from diptych.train.parts import matching_parts, parts_of
+from diptych.train.precision import autocast_dtype
 from diptych.train.recipe import Recipe, Stage
 from diptych.train.task import TrainingTask
 from diptych.unified import DrawSettings, UnifiedModel
@@ -74,7 +75,9 @@ def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> Trai
         trained = matching_parts(stage.trainable, parts_of(model), f"stages.{name}.trainable")
         if getattr(recipe.model, "cache_features", False) and "autoencoder" not in trained and model.encoder is None:
             chosen = {source: sources[source] for source, weight in stage.mix.items() if weight > 0}
-            fill_cache(model, cache, chosen, stage, recipe.precision == "bfloat16")
+            fill_cache(
+                model, cache, chosen, stage, autocast_dtype(recipe.precision, model.device) == torch.bfloat16
+            )
 
     def evaluate(stage: str) -> Mapping[str, float]:
         if not recipe.evaluation.scorers:

@@ -1,4 +1,4 @@
-"""AdamW over the trained parameters of a stage, and its state as named tensors."""
+"""AdamW or Muon over the trained parameters of a stage, and its state as named tensors."""
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -7,31 +7,54 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diptych.train.muon import Muon
 from diptych.train.parts import part_of
 from diptych.train.recipe import OptimizerConfig
 from diptych.train.sharding import is_sharded, sharded_like
 
 
-def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with decay on weights of two or more axes only, and a learning rate factor per part.
+def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW or Muon, with decay on weights of two or more axes only, and a learning rate factor per part.
 
     Every parameter group carries its ``lr_multiplier``; ``set_learning_rate`` applies the schedule on top of it.
+
+    Raises:
+        ValueError: Muon over sharded parameters, whose matrices no process has whole.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    is_any_sharded = any(is_sharded(parameter) for parameter in parameters.values())
+    if config.name == "muon" and is_any_sharded:
+        raise ValueError("optimizer.name muon needs whole matrices, but FSDP2 shards them. Use adamw, or train with DDP.")
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0
-        groups.setdefault((lr_multiplier(part_of(name), config.lr_multipliers), decay), []).append(parameter)
+        is_matrix = config.name == "muon" and is_hidden_matrix(name, parameter)
+        multiplier = lr_multiplier(part_of(name), config.lr_multipliers)
+        if is_matrix:
+            multiplier *= config.matrix_lr / config.lr
+        groups.setdefault((multiplier, decay, is_matrix), []).append(parameter)
+    kind = Muon if config.name == "muon" else torch.optim.AdamW
     # One fused kernel for the whole update; the sharded tensors of FSDP2 take the loop over tensor lists instead.
-    return torch.optim.AdamW(
+    return kind(
         [
-            {"params": members, "lr": config.lr * multiplier, "lr_multiplier": multiplier, "weight_decay": decay}
-            for (multiplier, decay), members in groups.items()
+            {
+                "params": members,
+                "lr": config.lr * multiplier,
+                "lr_multiplier": multiplier,
+                "weight_decay": decay,
+                **({"is_matrix": is_matrix, "momentum": config.momentum} if config.name == "muon" else {}),
+            }
+            for (multiplier, decay, is_matrix), members in groups.items()
         ],
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,
-        fused=not any(is_sharded(parameter) for parameter in parameters.values()),
+        fused=not is_any_sharded,
     )
+
+
+def is_hidden_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is the matrix of a linear map: not a table of embeddings or queries, gain, bias or kernel."""
+    return parameter.ndim == 2 and name.endswith(".weight") and "embedding" not in name
 
 
 def lr_multiplier(part: str, multipliers: Mapping[str, float]) -> float:

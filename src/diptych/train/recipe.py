@@ -12,7 +12,8 @@ from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, runtime_
 
 from diptych.train.nearest import nearest
 
-Precision: TypeAlias = Literal["float32", "bfloat16"]
+OptimizerName: TypeAlias = Literal["adamw", "muon"]
+Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
 ScheduleName: TypeAlias = Literal["constant", "linear", "cosine", "wsd"]
 SolverName: TypeAlias = Literal["euler", "heun", "midpoint", "multistep"]
 Tracker: TypeAlias = Literal["tensorboard", "wandb"]
@@ -52,10 +53,16 @@ def _check_weights(name: str, weights: Mapping[str, float]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """AdamW (arXiv 1711.05101) with warm-up, schedule, clipping and an optional average of the weights."""
+    """AdamW (arXiv 1711.05101) or Muon with warm-up, schedule, clipping and an optional average of the weights."""
 
+    name: OptimizerName = "adamw"
+    """muon: matrices of linear maps take orthogonalised momentum (`diptych.train.muon`), all else AdamW."""
     lr: float = 1e-3
     """Peak learning rate, reached after the warm-up."""
+    matrix_lr: float = 0.02
+    """Peak learning rate of muon's matrices: the spectral norm of an update. It follows the schedule of ``lr``."""
+    momentum: float = 0.95
+    """Decay of muon's momentum."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay of the two moment averages."""
     eps: float = 1e-8
@@ -84,6 +91,11 @@ class OptimizerConfig:
             math.isfinite(self.lr) and self.lr > 0,
             f"optimizer.lr must be positive, got {self.lr}.",
         )
+        _require(
+            math.isfinite(self.matrix_lr) and self.matrix_lr > 0,
+            f"optimizer.matrix_lr must be positive, got {self.matrix_lr}.",
+        )
+        _require(0 <= self.momentum < 1, f"optimizer.momentum must lie in [0, 1), got {self.momentum}.")
         for beta in self.betas:
             _require(0 <= beta < 1, f"optimizer.betas must lie in [0, 1), got {self.betas}.")
         _require(self.eps > 0, f"optimizer.eps must be positive, got {self.eps}.")
@@ -246,7 +258,7 @@ class Recipe(Generic[ModelConfigT]):
     seed: int = 0
     """Decides initial weights, data order and all noise."""
     precision: Precision = "float32"
-    """bfloat16: autocast over float32 weights."""
+    """bfloat16: autocast over float32 weights. auto: that where the device is fast at it, float32 elsewhere."""
 
     def __post_init__(self) -> None:
         _require(bool(self.name), "recipe.name is empty.")

@@ -15,6 +15,7 @@ from diptych.train.metrics import LossMeter
 from diptych.train.nonfinite import NonFiniteLoss, find_culprit, save_batch
 from diptych.train.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 from diptych.train.parts import freeze_all_but, matching_parts, parts_of, trained_parameters
+from diptych.train.precision import autocast_dtype
 from diptych.train.prefetch import Prefetcher, prefetch_depth
 from diptych.train.run import Run
 from diptych.train.schedule import lr_factor
@@ -44,7 +45,7 @@ class StageRunner:
             freeze_all_but(self.model, self.trainable)
         self.stream = run.task.open_stream(name, stage, self.processes.rank, self.processes.count)
         self.done = 0
-        precision = torch.bfloat16 if run.recipe.precision == "bfloat16" else torch.float32
+        precision = autocast_dtype(run.recipe.precision, self.processes.device)
         if run.is_sharded:
             self.model = sharded_copy(self.model)
             run.task.model.to("cpu")
