@@ -183,6 +183,21 @@ def test_wrong_fields_name_their_limits():
         ScenesSource(num_scenes=10).build().example(10, 0)
 
 
+def test_kinds_of_questions_can_be_chosen():
+    config = ScenesSource(task="question_answering", num_scenes=30, questions_per_image=4, max_objects=1)
+    chosen = replace(config, question_kinds=("existence", "relation")).build()
+    kinds = [q["kind"] for i in range(30) for q in chosen.example(i, 0).metadata["questions"]]
+    assert set(kinds) == {"existence"}  # one object has no relation
+    mixed = replace(config, question_kinds=("existence", "existence", "color")).build()
+    kinds = [q["kind"] for i in range(30) for q in mixed.example(i, 0).metadata["questions"]]
+    assert 60 <= kinds.count("existence") <= 100
+    assert kinds.count("existence") + kinds.count("color") == 120
+    with pytest.raises(ValueError, match=r"question_kinds must be among existence, color, .*, got \('weight',\)"):
+        ScenesSource(question_kinds=("weight",))
+    with pytest.raises(ValueError, match=r"question_kinds must be among"):
+        ScenesSource(question_kinds=())
+
+
 def test_several_questions_are_turns_about_one_picture():
     source = ScenesSource(task="question_answering", num_scenes=5, questions_per_image=3).build()
     for index in range(5):

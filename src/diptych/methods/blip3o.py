@@ -249,6 +249,9 @@ class Blip3oConfig:
     """What images are looked at with; None looks at the features that are drawn."""
     backbone: BackboneConfig | PretrainedBackboneConfig = field(default_factory=BackboneConfig)
     """The language model."""
+    position_dim: int = 0
+    """Width of the code of its row and column that every feature of a looked-at image gets; 0 for backbones that have
+    positions in two dimensions themselves, as that of the paper."""
     num_queries: int = 16
     """Learnable queries; 64 in the paper."""
     full_queries: bool = False
@@ -300,7 +303,7 @@ class Blip3oConfig:
             backbone=backbone,
             tokenizer=tokenizer,
             prompt_format=self.format(),
-            connector=MLPConnector(image_dim, backbone.dim),
+            connector=MLPConnector(image_dim, backbone.dim, position_dim=self.position_dim),
             encoder=encoder,
             image_head=head,
             autoencoder=autoencoder,

@@ -75,7 +75,7 @@ def features() -> Recipe[Blip3oConfig]:
         },
         checkpoints=CheckpointConfig(every_steps=1000),
         logging=LoggingConfig(every_steps=50, sample_every=1000),
-        precision="bfloat16",
+        precision="auto",
     )
 
 
@@ -221,7 +221,7 @@ def small() -> Recipe[Blip3oConfig]:
         evaluation=EvaluationConfig(scorers=("geneval", "questions", "editing", "multi-reference"), num_prompts=60),
         checkpoints=CheckpointConfig(every_steps=1000),
         logging=LoggingConfig(every_steps=100, sample_every=2000),
-        precision="bfloat16",
+        precision="auto",
     )
 
 

@@ -183,10 +183,10 @@ class UnifiedModel(nn.Module):
             if self.connector is None:
                 raise ValueError("this model cannot look at images. `diptych info` lists what it can do.")
             features = rearrange(
-                self.group_features(group, is_output=False), "images dim rows cols -> images (rows cols) dim"
+                self.group_features(group, is_output=False), "images dim rows cols -> images rows cols dim"
             )
             tokens = self.connector(features)
-            flat = flat.index_copy(0, group.slots.flatten(), tokens.flatten(0, 1).to(flat.dtype))
+            flat = flat.index_copy(0, group.slots.flatten(), tokens.flatten(0, 2).to(flat.dtype))
         for group in batch.outputs:
             if self.image_head is None:
                 raise ValueError("this model cannot draw images. `diptych info` lists what it can do.")

@@ -5,7 +5,8 @@ words (caption, question, which of the edits) change with the epoch; ``multi_ref
 Images are lazy and are drawn when they are read.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -21,9 +22,9 @@ from diptych.scenes.draw import draw
 from diptych.scenes.edits import Edit, edit
 from diptych.scenes.labels import cell_labels
 from diptych.scenes.program import scene_program
-from diptych.scenes.questions import question
+from diptych.scenes.questions import QUESTION_KINDS, Question, question
 from diptych.scenes.sample import MAX_OBJECTS
-from diptych.scenes.scene import Scene
+from diptych.scenes.scene import ObjectType, Scene
 from diptych.scenes.split import SPLITS, Split, may_follow, split_scene, types_of_split
 
 SceneTask: TypeAlias = Literal[
@@ -66,6 +67,8 @@ class ScenesSource:
     questions_per_image: int = 1
     """Questions of one ``question_answering`` example, as turns of a conversation about the same picture: the picture
     is read once for all of them."""
+    question_kinds: tuple[str, ...] = QUESTION_KINDS
+    """Kinds of questions that are asked, where the scene allows them; one named twice is asked twice as often."""
     edits_per_scene: int = 2
     """Different edits of each scene over all epochs; each is also used backwards. More edits are more pictures."""
     label_cells: int = 0
@@ -79,6 +82,11 @@ class ScenesSource:
         ):
             if value not in known:
                 raise ValueError(f"ScenesSource.{name} must be one of {', '.join(known)}, got {value!r}.")
+        unknown = [kind for kind in self.question_kinds if kind not in QUESTION_KINDS]
+        if unknown or not self.question_kinds:
+            raise ValueError(
+                f"ScenesSource.question_kinds must be among {', '.join(QUESTION_KINDS)}, got {self.question_kinds}."
+            )
         least_objects = 2 if self.split == "test" else 1
         for name, number, low, high in (
             ("num_scenes", self.num_scenes, 1, None),
@@ -191,7 +199,7 @@ class SceneExamples:
     def _question_answering(self, index: int, epoch: int) -> Example:
         scene = self.scene(index)
         words, types = self._words(index, epoch), types_of_split(self.config.split)
-        asked = [question(scene, words, types=types) for _ in range(self.config.questions_per_image)]
+        asked = [self._question(scene, words, types) for _ in range(self.config.questions_per_image)]
         turns = [(Text(one.text), Text(one.answer, role="assistant", is_target=True)) for one in asked]
         parts: tuple[Part, ...] = (ImageIn(self._image(scene)), *(part for turn in turns for part in turn))
         first = asked[0]
@@ -199,6 +207,16 @@ class SceneExamples:
         if len(asked) > 1:
             metadata["questions"] = [{"question": q.text, "answer": q.answer, "kind": q.kind} for q in asked]
         return Example(parts, self._name(index), metadata=metadata)
+
+    def _question(self, scene: Scene, words: np.random.Generator, types: Sequence[ObjectType]) -> Question:
+        """One of the kinds asked for; any kind where the scene allows none of them."""
+        kinds = self.config.question_kinds
+        if kinds == QUESTION_KINDS:
+            return question(scene, words, types=types)
+        for place in words.permutation(len(kinds)).tolist():
+            with suppress(ValueError):
+                return question(scene, words, kinds[place], types=types)
+        return question(scene, words, types=types)
 
     def edit(self, index: int, epoch: int = 0) -> Edit:
         """The edit that an epoch shows of the scene at ``index``: one of a few, forwards or backwards."""

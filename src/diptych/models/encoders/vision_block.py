@@ -93,11 +93,11 @@ class VisionBlock(nn.Module):
 
 
 def sincos_positions(
-    rows: int, cols: int, dim: int, device: torch.device | None = None
+    rows: int, cols: int, dim: int, device: torch.device | None = None, max_period: float = 10_000.0
 ) -> Float[Tensor, "patches dim"]:
     """Fixed position codes of a row-major grid: half of the channels tell the row, half the column.
 
-    Each half is ``[cos(k w_i), sin(k w_i)]`` with ``w_i = 10000 ** (-4 i / dim)`` (as in MAE, arXiv 2111.06377,
+    Each half is ``[cos(k w_i), sin(k w_i)]`` with ``w_i = max_period ** (-4 i / dim)`` (as in MAE, arXiv 2111.06377,
     appendix A.1, with cosines first), in float32.
 
     Raises:
@@ -105,8 +105,8 @@ def sincos_positions(
     """
     if dim % 4:
         raise ValueError(f"2-D sin-cos positions need a dim that is a multiple of 4, got {dim}.")
-    row_codes = sinusoidal_embedding(torch.arange(rows, device=device).float(), dim // 2)
-    col_codes = sinusoidal_embedding(torch.arange(cols, device=device).float(), dim // 2)
+    row_codes = sinusoidal_embedding(torch.arange(rows, device=device).float(), dim // 2, max_period)
+    col_codes = sinusoidal_embedding(torch.arange(cols, device=device).float(), dim // 2, max_period)
     grid = torch.cat((row_codes[:, None].expand(rows, cols, -1), col_codes[None].expand(rows, cols, -1)), dim=-1)
     return grid.reshape(rows * cols, dim)
 
