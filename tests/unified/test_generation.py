@@ -112,10 +112,11 @@ def test_features_do_not_depend_on_batch_neighbours_or_padding(model):
         alone = model.condition(split_batch(prompt, True), (64, 64))
         torch.testing.assert_close(alone[0], together[index], atol=1e-5, rtol=1e-5)
     noise = torch.randn(3, 8, 4, 4, generator=torch.Generator().manual_seed(0))
-    drawn = model._draw(together, None, noise, model.draw_settings, None)
+    conditions = torch.stack(together)
+    drawn = model._draw(conditions, None, noise, model.draw_settings, None)
     for index in range(3):
         one = slice(index, index + 1)
-        alone = model._draw(together[one], None, noise[one], model.draw_settings, None)
+        alone = model._draw(conditions[one], None, noise[one], model.draw_settings, None)
         torch.testing.assert_close(alone[0], drawn[index], atol=1e-5, rtol=1e-5)
 
 
@@ -127,7 +128,7 @@ def test_batch_size_changes_nothing(model):
 
 
 def test_guidance_of_one_equals_the_model_without_null_branch(model):
-    condition = model.condition(split_batch("a red circle", True), (64, 64))
+    condition = torch.stack(model.condition(split_batch("a red circle", True), (64, 64)))
     noise = torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))
     head = model.image_head
     from diptych.unified import DrawSettings

@@ -28,6 +28,8 @@ class ImageGroup:
         slots: for every image, the positions it takes in the flattened ``rows * seq`` sequence.
         example_ids: the example each image belongs to.
         size: (height, width) in pixels, the same for the whole group.
+        context_slots: for every image, the positions of the pictures that stand before it in its example; the same
+            number for the whole group, none for images that are looked at.
         labels: what is where in the images; None where the source has no labels, and with cached features.
     """
 
@@ -36,6 +38,7 @@ class ImageGroup:
     slots: Int[Tensor, "images tokens"]
     example_ids: Int[Tensor, " images"]
     size: tuple[int, int]
+    context_slots: Int[Tensor, "images context"]
     labels: Float[Tensor, "images labels rows cols"] | None = None
 
     def __len__(self) -> int:
@@ -104,6 +107,16 @@ class _Image:
 
 
 @dataclass(frozen=True)
+class _Member:
+    """An image of a group, its example and its places in the flattened sequence."""
+
+    image: _Image
+    example: int
+    first_slot: int
+    context: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Collator:
     """Makes batches; a plain value that worker processes can be given.
 
@@ -155,9 +168,10 @@ class Collator:
         target_slots: list[int] = []
         target_ids: list[int] = []
         target_examples: list[int] = []
-        groups: dict[tuple[Any, ...], list[tuple[_Image, int, int]]] = {}
+        groups: dict[tuple[Any, ...], list[_Member]] = {}
         for index, (layout, (row, start)) in enumerate(zip(layouts, places, strict=True)):
             first = start
+            seen: list[int] = []
             for span in layout.spans:
                 here = slice(start, start + span.length)
                 if span.kind == SpanKind.TEXT:
@@ -171,11 +185,15 @@ class Collator:
                 else:
                     assert span.image is not None
                     is_output = span.kind == SpanKind.QUERY
+                    first_slot = row * shape[1] + start
+                    context = tuple(seen) if is_output else ()
+                    if not is_output:
+                        seen.extend(range(first_slot, first_slot + span.length))
                     image = images[index].get(span.image, is_output)
                     shape_key = None if image.features is None else tuple(image.features.shape)
                     labels_key = None if image.labels is None else tuple(image.labels.shape)
-                    kind = (is_output, image.size, span.length, shape_key, labels_key)
-                    groups.setdefault(kind, []).append((image, index, row * shape[1] + start))
+                    kind = (is_output, image.size, span.length, shape_key, labels_key, len(context))
+                    groups.setdefault(kind, []).append(_Member(image, index, first_slot, context))
                 start = here.stop
         return Batch(
             token_ids=torch.from_numpy(token_ids),
@@ -235,16 +253,18 @@ class _ExampleImages:
         return [self.get(i, drawn).size for i, drawn in enumerate(is_drawn)]
 
 
-def _group(members: list[tuple[_Image, int, int]], num_tokens: int) -> ImageGroup:
-    first = members[0][0]
-    starts = torch.tensor([start for _, _, start in members])
+def _group(members: list[_Member], num_tokens: int) -> ImageGroup:
+    first = members[0].image
+    images = [member.image for member in members]
+    starts = torch.tensor([member.first_slot for member in members])
     return ImageGroup(
-        images=None if first.image is None else torch.stack([m.image for m, _, _ in members if m.image is not None]),
-        features=None
-        if first.features is None
-        else torch.stack([m.features for m, _, _ in members if m.features is not None]),
+        images=None if first.image is None else torch.stack([m.image for m in images if m.image is not None]),
+        features=None if first.features is None else torch.stack([m.features for m in images if m.features is not None]),
         slots=starts[:, None] + torch.arange(num_tokens)[None, :],
-        example_ids=torch.tensor([example for _, example, _ in members]),
+        example_ids=torch.tensor([member.example for member in members]),
         size=first.size,
-        labels=None if first.labels is None else torch.stack([m.labels for m, _, _ in members if m.labels is not None]),
+        context_slots=torch.tensor([member.context for member in members], dtype=torch.int64).reshape(
+            len(members), len(members[0].context)
+        ),
+        labels=None if first.labels is None else torch.stack([m.labels for m in images if m.labels is not None]),
     )

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from diptych.data.batch import Batch, ImageGroup
 from diptych.data.prompt_format import PromptFormat, chatml_format, compact_format
@@ -55,6 +56,7 @@ class QueryFlowHead(nn.Module):
         dim: int,
         full_queries: bool = False,
         query_std: float = 1.0,
+        sees_context: bool = False,
     ) -> None:
         """
         Args:
@@ -62,12 +64,15 @@ class QueryFlowHead(nn.Module):
             dim: width of the backbone.
             full_queries: the queries of an image see each other in both directions; the paper's are causal.
             query_std: of the initial queries; 1 in the paper.
+            sees_context: the condition also has the hidden states at the pictures of the prompt, as in BLIP3o-NEXT's
+                editing; without it all that is kept of them must go through the queries.
         """
         super().__init__()
         self.denoiser: Any = denoiser if isinstance(denoiser, nn.Module) else build_part(denoiser)
         self.num_queries = num_queries
         self.full_queries = full_queries
         self.query_std = query_std
+        self.sees_context = sees_context
         self.queries = nn.Parameter(torch.randn(num_queries, dim) * query_std)
 
     def config_dict(self) -> dict[str, Any]:
@@ -78,6 +83,7 @@ class QueryFlowHead(nn.Module):
             "dim": self.queries.shape[1],
             "full_queries": self.full_queries,
             "query_std": self.query_std,
+            "sees_context": self.sees_context,
         }
 
     def query_embeddings(self, count: int) -> Float[Tensor, "images queries dim"]:
@@ -94,8 +100,8 @@ class QueryFlowHead(nn.Module):
 
     def draw(
         self,
-        condition: Float[Tensor, "images queries dim"],
-        null: Float[Tensor, "images queries dim"],
+        condition: Float[Tensor, "images rows dim"],
+        null: Float[Tensor, "images null_rows dim"],
         noise: Float[Tensor, "images channels rows cols"],
         settings: DrawSettings,
         on_step: OnStep | None = None,
@@ -104,7 +110,7 @@ class QueryFlowHead(nn.Module):
 
         What the denoiser makes of the condition alone is computed once, not at every step.
         """
-        joint = self.denoiser.encode_condition(torch.cat([condition, null]))
+        joint = self.denoiser.encode_condition(*_stacked(condition, null))
         velocity = guided_velocity(
             self.velocity,
             joint.select(slice(0, len(condition))),
@@ -116,10 +122,22 @@ class QueryFlowHead(nn.Module):
         return SOLVERS[settings.solver](velocity, noise, times, on_step)  # type: ignore[index]
 
 
+def _stacked(
+    condition: Float[Tensor, "images rows dim"], null: Float[Tensor, "images null_rows dim"]
+) -> tuple[Float[Tensor, "both most_rows dim"], Bool[Tensor, "both most_rows"] | None]:
+    """Both as one batch; where a negative prompt has other pictures than the prompt, with a mask of the rows."""
+    most = max(condition.shape[1], null.shape[1])
+    if condition.shape[1] == null.shape[1]:
+        return torch.cat([condition, null]), None
+    padded = [F.pad(rows, (0, 0, 0, most - rows.shape[1])) for rows in (condition, null)]
+    counts = [torch.arange(most, device=rows.device).expand(len(rows), -1) < rows.shape[1] for rows in (condition, null)]
+    return torch.cat(padded), torch.cat(counts)
+
+
 def flow_loss(
     model: UnifiedModel,
     group: ImageGroup,
-    condition: Float[Tensor, "images queries dim"],
+    condition: Float[Tensor, "images rows dim"],
     seeds: Int[Tensor, " images"],
     time: TimeDistribution,
     condition_drop: float,
@@ -166,7 +184,7 @@ class Blip3oObjectives:
             terms["text"] = text_term(answers, batch.target_ids, model.backbone.logits, weights)
         losses, levels, weights_out = [], [], []
         for group in batch.outputs:
-            condition = hidden_states[group.slots]
+            condition = model.condition_rows(hidden_states, group)
             seeds = batch.example_seeds[group.example_ids]
             loss, sigma = flow_loss(
                 model, group, condition, seeds, self.time, self.condition_drop, self.noise_repeats, self.loss_floor
@@ -258,6 +276,8 @@ class Blip3oConfig:
     """Queries see each other in both directions; causal in the paper."""
     query_std: float = 1.0
     """Standard deviation of the initial queries."""
+    sees_context: bool = False
+    """The denoiser also attends to the hidden states at the pictures of the prompt; in the paper to the queries only."""
     denoiser: LuminaConfig = field(default_factory=LuminaConfig)
     """The diffusion transformer."""
     time: UniformTime | LogitNormalTime | DiscreteTime = field(default_factory=DiscreteTime)
@@ -298,6 +318,7 @@ class Blip3oConfig:
             dim=backbone.dim,
             full_queries=self.full_queries,
             query_std=self.query_std,
+            sees_context=self.sees_context,
         )
         model = UnifiedModel(
             backbone=backbone,

@@ -93,6 +93,7 @@ def _starting_at(group: ImageGroup, first: int) -> ImageGroup:
         features=None if group.features is None else group.features[keep],
         slots=group.slots[keep],
         example_ids=group.example_ids[keep],
+        context_slots=group.context_slots[keep],
     )
 
 

@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from diptych.data.batch import Batch, Collator, ImageGroup
 from diptych.data.example import Example, ImageOut, Part
@@ -243,34 +244,45 @@ class UnifiedModel(nn.Module):
         seeds = [first + k for first in prompt_seeds(seed, len(requests), num_images) for k in range(num_images)]
         shape = self._space().latent_shape(height, width)
         conditions = self.condition(requests, (height, width))
-        null = None if negative_prompt is None else self.condition([prompt_parts(negative_prompt)], (height, width))
+        null = None if negative_prompt is None else self.condition([prompt_parts(negative_prompt)], (height, width))[0]
         order = [request for request in range(len(requests)) for _ in range(num_images)]
         step = (16 if self.device.type == "cpu" else 64) if batch_size == "auto" else batch_size
         if not isinstance(step, int) or step < 1:
             raise ValueError(f'batch_size must be "auto" or at least 1, got {batch_size!r}.')
-        drawn: list[Image.Image] = []
-        for start in range(0, len(order), step):
-            chosen = slice(start, start + step)
-            condition = conditions[order[chosen]]
-            noise = torch.stack([_noise(s, shape) for s in seeds[chosen]]).to(self.device)
+        drawn: dict[int, Image.Image] = {}
+        for chosen in _batches([len(conditions[request]) for request in order], step):
+            condition = torch.stack([conditions[order[index]] for index in chosen])
+            noise = torch.stack([_noise(seeds[index], shape) for index in chosen]).to(self.device)
             given = None if null is None else null.expand(len(condition), -1, -1)
             features = self._draw(condition, given, noise, settings, on_step)
-            drawn += _to_images(self._space().decode(features.to(condition.dtype)))
-        return drawn
+            drawn.update(zip(chosen, _to_images(self._space().decode(features.to(condition.dtype))), strict=True))
+        return [drawn[index] for index in range(len(order))]
+
+    def condition_rows(
+        self, hidden_states: Float[Tensor, "slots dim"], group: ImageGroup
+    ) -> Float[Tensor, "images rows dim"]:
+        """Hidden states that the image head draws the images of a group from, out of those of a whole batch.
+
+        Those at the head's own positions and, where it ``sees_context``, at the pictures before them.
+        """
+        rows = hidden_states[group.slots]
+        if not getattr(self.image_head, "sees_context", False) or not group.context_slots.shape[1]:
+            return rows
+        return torch.cat([rows, hidden_states[group.context_slots]], dim=1)
 
     def condition(
         self, requests: Sequence[tuple[Part, ...]], size: tuple[int, int]
-    ) -> Float[Tensor, "prompts queries dim"]:
-        """Hidden states at the positions of the image head after each prompt."""
+    ) -> list[Float[Tensor, "rows dim"]]:
+        """What the image head draws an image after each prompt from (`condition_rows`)."""
         if self.image_head is None:
             raise ValueError("this model cannot draw images. `diptych info` lists what it can do.")
         examples = [Example((*parts, ImageOut(size=size)), key=f"prompt {i}") for i, parts in enumerate(requests)]
         batch = self.collator()(examples).to(self.device)
         hidden_states = self(batch).hidden_states.flatten(0, 1)
-        result = hidden_states.new_zeros(len(requests), self.image_head.num_queries, hidden_states.shape[-1])
+        found: dict[int, Tensor] = {}
         for group in batch.outputs:
-            result[group.example_ids] = hidden_states[group.slots]
-        return result
+            found.update(zip(group.example_ids.tolist(), self.condition_rows(hidden_states, group), strict=True))
+        return [found[index] for index in range(len(requests))]
 
     def _draw(
         self,
@@ -282,6 +294,7 @@ class UnifiedModel(nn.Module):
     ) -> Tensor:
         if null is None:
             null = self.image_head.null_condition(len(condition))
+            null = F.pad(null, (0, 0, 0, condition.shape[1] - null.shape[1]))  # pictures seen are dropped too
         drawn: Tensor = self.image_head.draw(condition, null, noise, settings, on_step)
         return drawn
 
@@ -379,6 +392,15 @@ class UnifiedModel(nn.Module):
         }
         total = sum(p.numel() for p in self.parameters())
         return {**self.card, "capabilities": list(self.capabilities), "parts": parts, "parameters": total}
+
+
+def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Indices in batches of at most ``size``, each of one length."""
+    by_length: dict[int, list[int]] = {}
+    for index, length in enumerate(lengths):
+        by_length.setdefault(length, []).append(index)
+    for members in by_length.values():
+        yield from (members[start : start + size] for start in range(0, len(members), size))
 
 
 def _noise(seed: int, shape: tuple[int, int, int]) -> Float[Tensor, "channels rows cols"]:
