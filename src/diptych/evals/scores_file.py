@@ -134,7 +134,7 @@ def _note(benchmark: str, tables: Sequence[ScoreTable]) -> str:
     sentences = [EXPLAINED[name][1]] if name in EXPLAINED else []
     if any(len(table.categories) > 1 for table in tables):
         sentences.append("Overall is the mean of the rows above it.")
-    return " ".join([*sentences, "Small figures are 95 % bootstrap intervals."])
+    return " ".join([*sentences, "Small figures are 95 % intervals."])
 
 
 def estimate_of(score: Score) -> Estimate:
