@@ -27,6 +27,10 @@ EXPLAINED = {
     "question-answering": ("Question answering", "Share of questions about a picture with the exact answer."),
     "editing": ("Editing", "Share of edits that were done as told and left everything else alone."),
     "multi-reference": ("Multi-reference", "Share of pictures composed as told from several reference pictures."),
+    "retrieval": (
+        "Retrieval",
+        "Share of held-out pictures whose own caption is the nearest of all, and of captions whose own picture is.",
+    ),
 }
 """Title and meaning of the benchmarks of the built-in world."""
 
