@@ -6,7 +6,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from diptych.methods.clip import load_dual_encoder
+from diptych.methods.clip import load_dual_encoder, pair_of
 from diptych.methods.training import build_task
 from diptych.recipes import clip
 from diptych.train.loop import train
@@ -30,6 +30,17 @@ def test_every_preset_round_trips_through_json(name):
     recipe = load_preset(f"clip:{name}")
     assert from_json(to_json(recipe)) == recipe
     recipe.model.build()
+
+
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_every_caption_fits(name):
+    recipe = PRESETS[name]()
+    source = recipe.data["pairs"]
+    style = "long" if source.caption_style == "mixed" else source.caption_style
+    examples = replace(source, caption_style=style).build()
+    captions = [pair_of(examples.example(index))[1] for index in range(300)]
+    tokenizer = recipe.model.tokenizer.build()
+    assert 1.5 * max(len(tokenizer.encode(caption)) for caption in captions) < recipe.model.max_text_tokens
 
 
 def test_tiny_trains_scores_and_loads(tmp_path):

@@ -177,7 +177,7 @@ class DualEncoder(nn.Module):
         tokenizer: Tokenizer,
         images: ImagePolicy,
         text_pooling: TextPooling = "last",
-        max_text_tokens: int = 64,
+        max_text_tokens: int = 256,
         card: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -311,7 +311,7 @@ class ClipConfig:
     """Logarithm of the scale of the logits at first; None is the paper's: log(1 / 0.07), or log(10) for siglip."""
     bias: float = -10.0
     """Bias of the logits at first, of siglip alone."""
-    max_text_tokens: int = 64
+    max_text_tokens: int = 256
     """A longer caption is refused."""
 
     def __post_init__(self) -> None:
