@@ -22,6 +22,7 @@ from diptych import load
 from diptych.cli.main import explain, main
 from diptych.data.picture_files import read_png_metadata
 from diptych.data.tokenizer import train_tokenizer
+from diptych.recipes import clip
 from diptych.train.part_configs import TokenizerConfig
 from tests.file_size_limit import file_size_limit
 from tests.tiny_models import TINY, tiny_model
@@ -90,7 +91,7 @@ def entries(path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["train", "blip3:tiny"], "unknown recipe 'blip3'. Did you mean blip3o?"),
+        (["train", "blip3:tiny"], "unknown recipe 'blip3'. Did you mean blip3o"),
         (["train", "blip3o:tinny"], "the recipe 'blip3o' has no preset 'tinny'. Did you mean blip3o:tiny"),
         (["train", "blip3o"], "the recipe 'blip3o' needs a preset."),
         (["train", "no such recipe"], "unknown recipe 'no such recipe'."),
@@ -356,6 +357,20 @@ def test_images_that_are_none(fails, saved, picture, tmp_path):
 
 
 # -- models and checkpoints --------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_neither_writes_nor_draws(fails, picture, tmp_path):
+    clip.tiny().model.build().save(tmp_path / "clip")
+    for words in (["generate", "a red circle", "--model"], ["ask", picture, "What?", "--model"], ["evaluate"]):
+        message = fails(*words, tmp_path / "clip", *(["--on", "geneval"] if words[0] == "evaluate" else []))
+        assert "clip holds a dual_encoder, which neither writes nor draws. Its parts (encoder, text_encoder," in message
+        assert "can be used in another model: name the folder in --model.start-from." in message
+
+
+def test_data_that_holds_no_pairs(fails, tmp_path):
+    words = ["train", "clip:tiny", "--data.pairs.task", "image_edit", "--out", tmp_path / "run"]
+    message = fails(*words, "--device", "cpu", has_begun=True)
+    assert "has 2 pictures and 1 texts, but contrastive training needs one picture with a caption" in message
 
 
 @pytest.mark.parametrize("name", ["diptych.json", "tokenizer/tokenizer.json", "backbone/model.safetensors"])

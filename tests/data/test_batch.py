@@ -183,10 +183,11 @@ def test_queries_see_the_prompt_and_nothing_later_sees_them(tokenizer, full_quer
         inside = mask[queries][:, queries]
         expected = torch.ones(3, 3, dtype=torch.bool) if full_queries else torch.ones(3, 3).tril().bool()
         assert torch.equal(inside, expected)
-        before = [i for i in range(queries[0]) if kinds[i] != SpanKind.QUERY]
-        assert before and mask[queries][:, before].all()
+        own = batch.layout.span_ids[0] == batch.layout.span_ids[0, queries[0]]  # with the token that starts the drawing
+        before = [i for i in range(queries[0]) if own[i] or not batch.layout.is_hidden[0, i]]
+        assert before and mask[queries][:, before].all() and mask[queries, queries[0] - 1].all()
     after_first = [i for i in range(first[-1] + 1, len(kinds)) if kinds[i] != SpanKind.PADDING]
-    assert len(after_first) > 7 and not mask[after_first][:, first].any()
+    assert len(after_first) > 7 and not mask[after_first][:, [first[0] - 1, *first]].any()
     features = [i for i in range(first[-1], second[0]) if kinds[i] == SpanKind.IMAGE]
     assert len(features) == 4 and mask[second][:, features].all()
 

@@ -17,8 +17,13 @@ def image(rows, columns, **rules):
     return Span(SpanKind.IMAGE, rows * columns, image=0, grid=(rows, columns), **rules)
 
 
-def queries(length, **rules):
-    return Span(SpanKind.QUERY, length, image=0, **rules)
+def queries(length, number=0, **rules):
+    return Span(SpanKind.QUERY, length, image=number, **rules)
+
+
+def drawing_start(length, number=0):
+    """Tokens before the queries of an image, which only those see."""
+    return Span(SpanKind.TEXT, length, tuple(range(1, length + 1)), image=number, is_hidden=True)
 
 
 LAYOUTS = [
@@ -26,7 +31,10 @@ LAYOUTS = [
     SequenceLayout((text(5), queries(4, is_full=True, is_hidden=True), image(2, 2, is_full=True), text(2))),
     SequenceLayout((text(1),)),
     SequenceLayout((text(7), queries(3, is_hidden=True))),
-]
+    SequenceLayout((text(2), drawing_start(2), queries(3, is_hidden=True), image(1, 2), text(2), drawing_start(1, 1),
+                    queries(2, number=1, is_full=True, is_hidden=True))),
+    SequenceLayout((text(2), drawing_start(1), queries(3, is_hidden=True))),
+]  # fmt: skip
 
 
 def allowed_by_hand(layout, query, key):
@@ -34,8 +42,9 @@ def allowed_by_hand(layout, query, key):
     spans = [span for span in layout.spans for _ in range(span.length)]
     number = [i for i, span in enumerate(layout.spans) for _ in range(span.length)]
     same = number[query] == number[key]
+    same_drawing = spans[query].is_hidden and spans[query].image == spans[key].image
     in_reach = key <= query or (same and spans[query].is_full)
-    return in_reach and (same or not spans[key].is_hidden)
+    return in_reach and (same or same_drawing or not spans[key].is_hidden)
 
 
 @pytest.mark.parametrize("row_length", [None, 12, 16, 64])
@@ -88,6 +97,18 @@ def test_positions_in_one_and_three_dimensions():
     assert three[:3] == [(0, 0, 0), (1, 1, 1), (2, 2, 2)]
     assert three[3:7] == [(3, 3, 3), (3, 3, 4), (3, 4, 3), (3, 4, 4)]
     assert three[7:] == [(i,) * 3 for i in range(5, 9)]  # goes on after the largest index of the image
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_what_follows_goes_on_as_if_the_hidden_were_not_there(axes):
+    layout = LAYOUTS[4]
+    positions = [row[0] for row in layout.positions(axes)]
+    assert positions[:7] == [0, 1, 2, 3, 4, 5, 6]  # text, start, queries
+    assert [place for place, span in zip(positions, [s for s in layout.spans for _ in range(s.length)], strict=True)
+            if not span.is_hidden] == [row[0] for row in SequenceLayout(
+                tuple(span for span in layout.spans if not span.is_hidden)).positions(axes)]  # fmt: skip
+    packed, _ = pack_layouts([layout], axes=axes)
+    assert packed.positions.reshape(layout.length, -1)[:, 0].tolist() == positions
 
 
 def test_bad_spans_are_refused():

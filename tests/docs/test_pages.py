@@ -12,8 +12,9 @@ import pytest
 from diptych.cli.main import VERBS
 from diptych.cli.parser import Parser
 from diptych.data import sources
-from diptych.evals.scenes import SCENE_TASKS
 from diptych.methods.blip3o import Blip3oConfig
+from diptych.methods.clip import ClipConfig
+from diptych.methods.training import scorers_of
 from diptych.train import recipe as recipe_types
 from diptych.train.override import override
 from diptych.train.presets import load_preset
@@ -138,8 +139,13 @@ def test_commands_take_the_options_shown(tmp_path, monkeypatch):
                     Path(arguments.recipe).parent.mkdir(parents=True)
                     Path(arguments.recipe).write_text(to_json(load_preset("blip3o:tiny")))
                 recipe = override(load_preset(arguments.recipe), flags)
-                assert set(recipe.evaluation.scorers) <= set(SCENE_TASKS), f"{page.name}: {words}"
+                assert set(recipe.evaluation.scorers) <= set(scorers_of(recipe.model)), f"{page.name}: {words}"
     assert checked > 25
+
+
+def test_every_field_of_contrastive_training_is_documented():
+    text = (DOCS / "encoders.md").read_text(encoding="utf-8")
+    assert [field.name for field in fields(ClipConfig) if f"`{field.name}`" not in text] == []
 
 
 @pytest.mark.parametrize("config", DOCUMENTED, ids=lambda config: config.__name__)

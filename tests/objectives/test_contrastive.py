@@ -22,6 +22,14 @@ def test_orthogonal_pairs_by_hand():
     torch.testing.assert_close(loss, torch.full((4,), softplus))
 
 
+def test_logits_are_float32_under_autocast():
+    expected = cosine_logits(IMAGES, TEXTS, LOG_SCALE)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cosine_logits(IMAGES, TEXTS, LOG_SCALE)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+
+
 def test_features_that_say_nothing_cost_chance():
     same = torch.ones(5, 8)
     torch.testing.assert_close(clip_loss(same, same, LOG_SCALE), torch.full((5,), math.log(5)))

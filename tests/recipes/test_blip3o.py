@@ -1,6 +1,8 @@
 """The presets of BLIP3-o: JSON round trip, and the tiny one trained, resumed, sampled and scored for real."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -8,6 +10,8 @@ import torch
 from rich.console import Console
 
 import diptych
+from diptych.cli.main import INTERRUPTED, main
+from diptych.methods import training
 from diptych.methods.training import build_task
 from diptych.recipes import blip3o
 from diptych.train.loop import train
@@ -109,3 +113,34 @@ def test_cached_features_train_as_freshly_encoded_ones(tmp_path):
         weights.append(diptych.load(run, device="cpu").state_dict())
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_features_are_encoded_stops_at_once(tmp_path, monkeypatch, capsys, number):
+    base = short(blip3o.tiny_sequential(), 1)
+    recipe = replace(
+        base,
+        model=replace(base.model, cache_features=True),
+        data={"draw": replace(base.data["draw"], num_scenes=200)},
+        stages={"generation": replace(base.stages["generation"], mix={"draw": 1.0}, num_steps=13)},
+    )
+    file, run = tmp_path / "recipe.json", tmp_path / "run"
+    file.write_text(to_json(recipe))
+    encode, calls = training._encode_into, []
+
+    def encode_with_signal(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), number)
+        encode(*arguments)
+
+    monkeypatch.setattr(training, "_encode_into", encode_with_signal)
+    assert main(["train", str(file), "--out", str(run), "--device", "cpu"]) == INTERRUPTED
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"Stopped by {number.name} before the first step. Continue with: diptych resume" in printed
+    assert len(calls) == 2 and "images once in" not in printed  # 200 pictures are four batches
+    assert (run / "report.html").is_file()
+    monkeypatch.setattr(training, "_encode_into", encode)
+    short_resume = ["--logging.sample-every", "-1", "--evaluation.scorers"]
+    assert main(["resume", str(run), "--device", "cpu", *short_resume]) == 0
+    assert "encoded 200 images once" in " ".join(capsys.readouterr().out.split())

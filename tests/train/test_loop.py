@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 from io import StringIO
 from itertools import pairwise
@@ -345,6 +346,37 @@ def test_a_signal_saves_and_the_resumed_run_ends_with_the_same_weights(tmp_path,
     lines = metrics(tmp_path / "run")
     assert [(line["step"], line["loss"]) for line in lines] == [(line["step"], line["loss"]) for line in expected]
     assert len(metrics(tmp_path / "run", "stage_end")) == 2
+
+
+@pytest.mark.parametrize(("stage", "number"), [("first", signal.SIGTERM), ("second", signal.SIGINT)])
+def test_a_signal_while_a_stage_is_prepared_acts_at_once(tmp_path, straight, stage, number):
+    """Nothing is to be saved then; the resumed run prepares again."""
+    recipe = toy_recipe()
+    encoded = []
+
+    def prepare(name, config):
+        encoded.append(name)
+        if name == stage:
+            os.kill(os.getpid(), number)
+            for _ in range(1000):
+                time.sleep(0.001)
+            encoded.append("everything")
+
+    console = Console(file=StringIO(), width=200)
+    before = signal.getsignal(number)
+    result = train(toy_task(recipe, prepare_stage=prepare), recipe, tmp_path / "run", console=console)
+    assert not result.finished and encoded[-1] == stage and signal.getsignal(number) == before
+    place = "before the first step" if stage == "first" else "after step 8"
+    assert f"Stopped by {number.name} {place}. Continue with: diptych resume {tmp_path / 'run'}" in (
+        console.file.getvalue().replace("\n", "")
+    )
+    if stage == "first":
+        assert result.checkpoint is None
+        with pytest.raises(FileNotFoundError, match=r"run has no checkpoint yet. Continue it with `diptych resume`."):
+            _ = result.model_folder
+    resumed = toy_task(recipe)
+    assert train(resumed, recipe, tmp_path / "run", resume=True, console=quiet()).finished
+    assert_equal_weights(weights_of(resumed.model), straight[0])
 
 
 def test_resuming_a_finished_run_does_nothing_again(tmp_path):

@@ -7,7 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diptych.data.example import ImageIn, ImageOut, Text
+from diptych.data.example import Example, ImageIn, ImageOut, Text, load_pixels
+from diptych.data.layout import SpanKind
+from diptych.data.sources.scenes import ScenesSource
 from diptych.train.part_configs import VitConfig
 from tests.tiny_models import TINY, tiny_model
 
@@ -110,3 +112,51 @@ def test_a_failed_question_changes_nothing_that_comes_after(model):
         chat.draw("a red circle", num_images=2)
     assert chat.parts == other.parts
     assert chat.ask("And this?", max_new_tokens=4) == other.ask("And this?", max_new_tokens=4)
+
+
+def seen(layout_batch, position):
+    """What a position of the only example sees: tokens or kinds, with their places, in order."""
+    layout = layout_batch.layout
+    keys = layout.mask()[0, position].nonzero()[:, 0]
+    return [(layout.kinds[0, k].item(), layout_batch.token_ids[0, k].item(), layout.positions[0, k].item())
+            for k in keys]  # fmt: skip
+
+
+@torch.no_grad()
+def test_a_conversation_that_draws_edits_and_asks_is_laid_out_as_in_training(model, monkeypatch):
+    """What decides a drawing or an answer sees the same tokens at the same places in training and in a chat."""
+    source = ScenesSource(task="interleaved", num_scenes=20).build()
+    example = source.example(3)
+    words, first, instruction, second, question, _ = example.parts
+    trained = model.collator()([example])
+    states = model(trained).hidden_states.flatten(0, 1)
+
+    pictures, asked, read = iter([first, second]), [], []
+
+    def draw(prompt, **settings):
+        asked.append(prompt)
+        return [Image.fromarray(load_pixels(next(pictures).image))]
+
+    monkeypatch.setattr(model, "generate_image", draw)
+    embed = model.embed
+    monkeypatch.setattr(model, "embed", lambda batch: read.append(batch) or embed(batch))
+    chat = model.chat()
+    chat.draw(words.text)
+    chat.draw(instruction.text)
+    chat.ask(question.text, max_new_tokens=1)
+
+    drawings = sorted(slots.tolist() for group in trained.outputs for slots in group.slots)
+    for prompt, slots in zip(asked, drawings, strict=True):
+        shown = model.collator()([Example((*prompt, ImageOut(size=(64, 64))))])
+        (queries,) = shown.outputs[0].slots.tolist()
+        for ours, theirs in zip(slots, queries, strict=True):
+            assert seen(trained, ours) == seen(shown, theirs)
+        torch.testing.assert_close(states[slots], model(shown).hidden_states[0, queries], rtol=1e-4, atol=1e-5)
+
+    turn = next(batch for batch in read if len(batch.outputs) == 0)  # the question, with all before it
+    before_answer = int(trained.target_slots[0])
+    last = int((turn.layout.example_ids[0] >= 0).sum()) - 1
+    assert seen(trained, before_answer) == seen(turn, last)
+    assert sum(kind == SpanKind.IMAGE for kind, _, _ in seen(turn, last)) > 0
+    expected = model(turn).hidden_states[0, last]
+    torch.testing.assert_close(states[before_answer], expected, rtol=1e-4, atol=1e-5)

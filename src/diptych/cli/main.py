@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        return _dispatch(words)
+        return _dispatch(_import_packages(words))
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return INTERRUPTED
@@ -105,6 +105,7 @@ usage: diptych VERB …
   diptych VERB --help   shows a verb's options and examples
   diptych --version     prints the version
   --debug               with any verb: a full traceback instead of a short message
+  --import MODULE       with any verb: a module of your own whose parts a model is made of
 
 Begin with:  diptych generate "a red circle above a blue square"
 """
@@ -147,6 +148,32 @@ def _explain_os_error(error: OSError) -> str:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{where}{error.strerror.lower()}. Choose a place you may write to."
     return f"{where}{error.strerror.lower()}."
+
+
+def _import_packages(words: list[str]) -> list[str]:
+    """Imports the modules that ``--import`` names; returns the other words.
+
+    A model folder may come from a stranger, so it cannot have modules imported by itself.
+    """
+    rest: list[str] = []
+    given = iter(words)
+    for word in given:
+        flag, separator, name = word.partition("=")
+        if flag != "--import":
+            rest.append(word)
+            continue
+        name = name if separator else next(given, "")
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"--import needs a module, such as package.parts, got {name!r}.")
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (name == error.name or name.startswith(error.name + ".")):
+                raise
+            raise ValueError(
+                f"--import: there is no module {name!r}. Install the package that has it, or set PYTHONPATH."
+            ) from error
+    return rest
 
 
 def _dispatch(words: list[str]) -> int:

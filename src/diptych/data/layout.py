@@ -3,6 +3,9 @@
 A *span* is a run of positions of one kind that shares an attention rule. The mask is derived from the spans alone:
 position i may attend to position j when both belong to the same example, and j comes no later than i or lies in the
 same span with full attention, and j's span is not hidden from i's.
+
+What is hidden also takes no positions: what follows goes on where it began, as if it were not there. So a conversation
+reads the same whether its drawings are learnt (their queries stand in the sequence) or were drawn before.
 """
 
 from collections.abc import Sequence
@@ -38,7 +41,7 @@ class Span:
         image: which image of the example an image or query span belongs to.
         grid: (rows, columns) of an image span; gives it positions in two dimensions where the backbone has them.
         is_full: every position of the span attends to the whole span, not only to what comes before.
-        is_hidden: later spans do not see this one.
+        is_hidden: later spans do not see this one, but hidden spans of the same image right behind it do.
     """
 
     kind: SpanKind
@@ -70,18 +73,25 @@ class SequenceLayout:
     @property
     def is_plain_causal(self) -> bool:
         """Whether an ordinary causal mask is right: no full span, and nothing hidden that a later span could see."""
-        return not any(span.is_full for span in self.spans) and not any(span.is_hidden for span in self.spans[:-1])
+        ends = [_is_hidden_behind(self.spans, i) for i in range(1, len(self.spans))]
+        ends_hidden = any(span.is_hidden and not goes_on for span, goes_on in zip(self.spans, ends, strict=False))
+        return not any(span.is_full for span in self.spans) and not ends_hidden
 
     def positions(self, axes: int) -> list[tuple[int, ...]]:
         """The position of every token, as one index or, for multimodal rotary positions, (time, row, column).
 
         Text advances all axes together; an image span stands at one time and spreads over rows and columns; what
-        follows goes on after the largest index used (Qwen2-VL, arXiv 2409.12191, section 2.1).
+        follows goes on after the largest index used (Qwen2-VL, arXiv 2409.12191, section 2.1). What follows a hidden
+        span goes on where that began.
         """
         result: list[tuple[int, ...]] = []
-        start = 0
-        for span in self.spans:
-            if axes == 3 and span.kind == SpanKind.IMAGE and span.grid is not None:
+        start = hidden_start = 0
+        for index, span in enumerate(self.spans):
+            if span.is_hidden:
+                first = hidden_start if _is_hidden_behind(self.spans, index) else start
+                result += [(first + i,) * axes for i in range(span.length)]
+                hidden_start = first + span.length
+            elif axes == 3 and span.kind == SpanKind.IMAGE and span.grid is not None:
                 rows, columns = span.grid
                 result += [(start, start + row, start + column) for row in range(rows) for column in range(columns)]
                 start += max(rows, columns)
@@ -89,6 +99,12 @@ class SequenceLayout:
                 result += [(start + i,) * axes for i in range(span.length)]
                 start += span.length
         return result
+
+
+def _is_hidden_behind(spans: Sequence[Span], index: int) -> bool:
+    """Whether a hidden span stands right behind another one of the same image, and thus sees it."""
+    before, span = spans[index - 1], spans[index]
+    return index > 0 and before.is_hidden and span.is_hidden and before.image == span.image
 
 
 def assign_rows(lengths: Sequence[int], row_length: int | None) -> list[list[int]]:
@@ -122,7 +138,7 @@ class PackedLayout:
     Attributes:
         kinds: a ``SpanKind`` for every position.
         example_ids: which example a position belongs to; -1 in padding.
-        span_ids: numbers the spans of a row.
+        span_ids: numbers the spans of a row; hidden spans of one image that stand together share a number.
         is_full, is_hidden: the attention rule of the position's span.
         positions: for the backbone's rotary embedding; the last axis is absent for one-dimensional positions.
         is_plain_causal: a causal mask gives the same result, so none needs to be built.
@@ -178,16 +194,16 @@ def pack_layouts(
             layout = layouts[index]
             places[index] = (row, start)
             end = start + layout.length
-            positions[row, start:end] = np.arange(layout.length)[:, None] if axes == 1 else layout.positions(axes)
+            positions[row, start:end] = layout.positions(axes)
             example_ids[row, start:end] = index
-            for span in layout.spans:
+            for number, span in enumerate(layout.spans):
+                span_number += not _is_hidden_behind(layout.spans, number)
                 here = slice(start, start + span.length)
                 kinds[row, here] = span.kind
                 span_ids[row, here] = span_number
                 is_full[row, here] = span.is_full
                 is_hidden[row, here] = span.is_hidden
                 start += span.length
-                span_number += 1
     packed = PackedLayout(
         kinds=torch.from_numpy(kinds),
         example_ids=torch.from_numpy(example_ids),

@@ -165,9 +165,15 @@ def _write_image(
     size: tuple[int, int],
     is_last: bool,
 ) -> None:
-    """An image that is drawn stands as its queries, which nothing else sees; what follows reads its features."""
+    """An image that is drawn stands as its queries, which nothing else sees; what follows reads its features.
+
+    What starts the drawing is hidden from what follows too: an image that was drawn before stands as features alone.
+    """
     if isinstance(part, ImageOut) and part.is_target:
-        writer.template(prompt_format.draw_start)
+        if is_last:
+            writer.template(prompt_format.draw_start)
+        else:
+            writer.hidden_template(prompt_format.draw_start, image)
         writer.span(Span(SpanKind.QUERY, rules.num_queries, image=image, is_full=rules.full_queries, is_hidden=True))
         if is_last:
             return
@@ -189,6 +195,12 @@ class _SpanWriter:
     def template(self, template: str, is_target: bool = False) -> None:
         if template:
             self._tokens(_template_tokens(template, self.tokenizer), is_target)  # type: ignore[arg-type]
+
+    def hidden_template(self, template: str, image: int) -> None:
+        """A template that only what is hidden behind it sees."""
+        if template:
+            tokens = _template_tokens(template, self.tokenizer)  # type: ignore[arg-type]
+            self.span(Span(SpanKind.TEXT, len(tokens), tokens, image=image, is_hidden=True))
 
     def text(self, text: str, is_target: bool) -> None:
         self._tokens(self.tokenizer.encode(text), is_target)

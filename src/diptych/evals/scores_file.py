@@ -27,6 +27,10 @@ EXPLAINED = {
     "question-answering": ("Question answering", "Share of questions about a picture with the exact answer."),
     "editing": ("Editing", "Share of edits that were done as told and left everything else alone."),
     "multi-reference": ("Multi-reference", "Share of pictures composed as told from several reference pictures."),
+    "retrieval": (
+        "Retrieval",
+        "Share of held-out pictures whose own caption is the nearest of all, and of captions whose own picture is.",
+    ),
 }
 """Title and meaning of the benchmarks of the built-in world."""
 
@@ -134,7 +138,7 @@ def _note(benchmark: str, tables: Sequence[ScoreTable]) -> str:
     sentences = [EXPLAINED[name][1]] if name in EXPLAINED else []
     if any(len(table.categories) > 1 for table in tables):
         sentences.append("Overall is the mean of the rows above it.")
-    return " ".join([*sentences, "Small figures are 95 % bootstrap intervals."])
+    return " ".join([*sentences, "Small figures are 95 % intervals."])
 
 
 def estimate_of(score: Score) -> Estimate:

@@ -1,12 +1,18 @@
-"""From a recipe to a running training: what every method that composes a unified model hands to the loop."""
+"""From a recipe to a running training: what every method hands to the loop.
+
+A method's model offers ``collator()``, ``save(path)`` and ``card``; its config ``build()`` and ``objectives()``. Where
+that model is a unified one, feature caches, sample grids and the benchmarks of the built-in world come with it; another
+model brings its own benchmarks by ``scorers()`` of its config.
+"""
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +26,7 @@ from diptych.data.stream import MixtureStream
 from diptych.evals.scenes import SCENE_TASKS, evaluate_scenes
 from diptych.evals.scores_file import write_scores
 from diptych.models.preprocess import to_uint8
+from diptych.scenes.scores import ScoreTable
 from diptych.train.parts import matching_parts, parts_of
 from diptych.train.precision import autocast_dtype
 from diptych.train.recipe import Recipe, Stage
@@ -48,6 +55,9 @@ MAX_CACHE_BYTES = 4e9
 """Features beyond this are not kept."""
 SECONDS_BETWEEN_NEWS = 10
 
+Scorer: TypeAlias = Callable[[Any, int, int], list[ScoreTable]]
+"""``(model, prompts of each category, seed) -> tables``, those of the contender "model" and the reference rows."""
+
 
 def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> TrainingTask:
     """The model of a recipe with fresh weights, its data and its callbacks.
@@ -55,20 +65,45 @@ def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> Trai
     Raises:
         ValueError: the recipe asks for a score that there is not.
     """
+    scorers = scorers_of(recipe.model)
     for scorer in recipe.evaluation.scorers:
-        if scorer not in SCENE_TASKS:
-            raise ValueError(f"evaluation.scorers: there is no {scorer!r}. Known: {', '.join(SCENE_TASKS)}.")
+        if scorer not in scorers:
+            raise ValueError(f"evaluation.scorers: there is no {scorer!r}. Known: {', '.join(scorers)}.")
     torch.manual_seed(derive_key(recipe.seed, "initial weights") >> 1)
-    model: UnifiedModel = recipe.model.build()
-    model.draw_settings = draw_settings(recipe)
+    model: Any = recipe.model.build()
     model.card = {"name": recipe.name, "training": {"recipe": recipe.name, "seed": recipe.seed}}
     sources = {name: config.build() for name, config in recipe.data.items()}
-    cache = FeatureCache()
-    collator = model.collator(cache, getattr(recipe.model, "row_length", None))
 
     def open_stream(name: str, stage: Stage, rank: int, world_size: int) -> MixtureStream:
         seed = derive_key(recipe.seed, "data", name) >> 1
         return MixtureStream(sources, stage.mix, seed, stage.batch_size, rank, world_size, num_workers)
+
+    def evaluate(stage: str) -> Mapping[str, float]:
+        if not recipe.evaluation.scorers:
+            return {}
+        settings = recipe.evaluation
+        tables = [
+            table for name in settings.scorers for table in scorers[name](model, settings.num_prompts, settings.seed)
+        ]
+        write_scores(tables, run_dir / "scores.json", {"model": recipe.name, "stage": stage})
+        return {table.benchmark: table.overall.value for table in tables if table.contender == "model"}
+
+    task = TrainingTask(
+        model=model,
+        objectives=recipe.model.objectives(),
+        collate=model.collator(),
+        open_stream=open_stream,
+        save_model_folder=model.save,
+        evaluate=evaluate,
+    )
+    return _unified_task(task, recipe, sources) if isinstance(model, UnifiedModel) else task
+
+
+def _unified_task(task: TrainingTask, recipe: Recipe[Any], sources: "Mapping[str, Source]") -> TrainingTask:
+    """The task with what a unified model has beyond: packed rows, a feature cache, and pictures of what it learns."""
+    model: Any = task.model
+    model.draw_settings = draw_settings(recipe)
+    cache = FeatureCache()
 
     def prepare_stage(name: str, stage: Stage) -> None:
         cache.clear()
@@ -79,25 +114,24 @@ def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> Trai
                 model, cache, chosen, stage, autocast_dtype(recipe.precision, model.device) == torch.bfloat16
             )
 
-    def evaluate(stage: str) -> Mapping[str, float]:
-        if not recipe.evaluation.scorers:
-            return {}
-        result = evaluate_scenes(
-            model, recipe.evaluation.scorers, recipe.evaluation.num_prompts, seed=recipe.evaluation.seed
-        )
-        write_scores(result.tables, run_dir / "scores.json", {"model": recipe.name, "stage": stage})
-        return {table.benchmark: table.overall.value for table in result.tables if table.contender == "model"}
-
-    return TrainingTask(
-        model=model,
-        objectives=recipe.model.objectives(),
-        collate=collator,
-        open_stream=open_stream,
-        save_model_folder=model.save,
+    return replace(
+        task,
+        collate=model.collator(cache, getattr(recipe.model, "row_length", None)),
         prepare_stage=prepare_stage,
         sample=lambda stage, step: draw_samples(model, recipe, stage, sources),
-        evaluate=evaluate,
     )
+
+
+def scorers_of(model_config: Any) -> Mapping[str, Scorer]:
+    """The benchmarks that a run of a method may be scored on, by the names ``evaluation.scorers`` takes."""
+    if hasattr(model_config, "scorers"):
+        own: Mapping[str, Scorer] = model_config.scorers()
+        return own
+    return {name: partial(_score_scenes, name) for name in SCENE_TASKS}
+
+
+def _score_scenes(benchmark: str, model: UnifiedModel, num_prompts: int, seed: int) -> list[ScoreTable]:
+    return list(evaluate_scenes(model, (benchmark,), num_prompts, seed=seed).tables)
 
 
 def draw_settings(recipe: Recipe[Any]) -> DrawSettings:

@@ -35,7 +35,10 @@ def build_part(config: Mapping[str, Any]) -> Any:
     elif module_name in sys.modules:
         module = sys.modules[module_name]
     else:
-        raise ValueError(f"kind {kind!r} is not a part of diptych. Import {module_name} first if you trust it.")
+        raise ValueError(
+            f"kind {kind!r} is not a part of diptych. Import {module_name} first if you trust it "
+            f"(on the command line: --import {module_name})."
+        )
     cls = getattr(module, class_name, None)
     if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise ValueError(f"kind {kind!r} is no nn.Module class of {module_name}.")

@@ -16,9 +16,10 @@ MAX_LOG_SCALE = 4.6052
 def cosine_logits(
     images: Float[Tensor, "batch dim"], texts: Float[Tensor, "batch dim"], log_scale: Float[Tensor, ""]
 ) -> Float[Tensor, "batch batch"]:
-    """``exp(log_scale) * cosine`` of every picture (rows) with every text (columns), in float32."""
-    cosines = F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
-    return log_scale.float().exp() * cosines
+    """``exp(log_scale) * cosine`` of every picture (rows) with every text (columns), in float32 (autocast or not)."""
+    with torch.autocast(images.device.type, enabled=False):
+        cosines = F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
+        return log_scale.float().exp() * cosines
 
 
 def clip_loss(

@@ -1,5 +1,8 @@
 """Scores with confidence intervals: means over verdicts by category, with a bootstrap over prompts (or questions).
 
+Where all verdicts are right, or all wrong, a bootstrap has nothing to draw from and would be certain; there the
+interval is Wilson's (1927), and the one of the overall score is put together from those of the categories.
+
 Pure functions over results. The overall score of a benchmark is the unweighted mean of its categories, as in GenEval.
 """
 
@@ -11,11 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 NUM_BOOTSTRAP = 2000
+_Z = 1.959964
+"""The standard normal is between -z and z with 95 %."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """A mean with the 95 % interval of a percentile bootstrap over groups."""
+    """A mean with its 95 % interval: a percentile bootstrap over groups, or Wilson's where all verdicts agree."""
 
     value: float
     low: float
@@ -46,6 +51,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """The 95 % percentile interval of the mean when whole groups are drawn with replacement.
 
+    Where all values are 0, or all are 1, it is the Wilson score interval for as many trials as there are groups.
+
     Args:
         values: one for each item (0 or 1 for a verdict).
         groups: the prompt of each item; pictures of one prompt stay together. Each item is its own group without it.
@@ -54,8 +61,41 @@ def bootstrap_interval(
         ValueError: no values, or not as many groups.
     """
     means = bootstrap_means(values, groups, num, np.random.default_rng(seed))
+    return _interval(values, means, len(values) if groups is None else len(set(groups)))
+
+
+def wilson_interval(rate: float, num_trials: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a probability whose trials succeeded at ``rate``."""
+    share = _Z**2 / num_trials
+    centre = (rate + share / 2) / (1 + share)
+    half = _Z / (1 + share) * (rate * (1 - rate) / num_trials + share / (4 * num_trials)) ** 0.5
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def _interval(values: Sequence[float | bool], means: NDArray[np.float64], num_groups: int) -> tuple[float, float]:
+    if _all_agree(values):
+        return wilson_interval(float(values[0]), num_groups)
     low, high = np.quantile(means, (0.025, 0.975)).tolist()
     return low, high
+
+
+def _all_agree(values: Sequence[float | bool]) -> bool:
+    return set(map(float, values)) in ({0.0}, {1.0})
+
+
+def _mean_interval(scores: Sequence[Score]) -> tuple[float, float]:
+    """The interval of the unweighted mean of independent scores, from their own intervals.
+
+    The distances of the limits add up as variances do (MOVER, Zou and Donner 2008, equation 4). Where all scores are 0,
+    or all are 1, it is Wilson's for all groups together: no way to spread failures over categories makes it likelier
+    that none is seen. A category with more groups than the smallest counts as no more than that.
+    """
+    value = float(np.mean([score.value for score in scores]))
+    if value in (0.0, 1.0):
+        return wilson_interval(value, len(scores) * min(score.num_groups for score in scores))
+    below = sum((score.value - score.low) ** 2 for score in scores) ** 0.5 / len(scores)
+    above = sum((score.high - score.value) ** 2 for score in scores) ** 0.5 / len(scores)
+    return max(value - below, 0.0), min(value + above, 1.0)
 
 
 def bootstrap_means(
@@ -91,6 +131,8 @@ def score_table(
 ) -> ScoreTable:
     """Scores by category and their unweighted mean, whose interval comes from a bootstrap within every category.
 
+    Where the verdicts of a category all agree, it comes from the intervals of the categories instead.
+
     Args:
         categories: the category of each item; the table lists them in order of first appearance.
         values: the verdict of each item, 0 to 1.
@@ -107,14 +149,20 @@ def score_table(
     names = [str(i) for i in range(len(values))] if groups is None else list(groups)
     scores: dict[str, Score] = {}
     means = []
+    is_bootstrap = True
     for category in dict.fromkeys(categories):
         chosen = [i for i, name in enumerate(categories) if name == category]
         own_values, own_groups = [float(values[i]) for i in chosen], [names[i] for i in chosen]
         drawn = bootstrap_means(own_values, own_groups, num, np.random.default_rng([seed, *category.encode()]))
-        low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
-        scores[category] = Score(float(np.mean(own_values)), low, high, len(chosen), len(set(own_groups)))
+        num_groups = len(set(own_groups))
+        low, high = _interval(own_values, drawn, num_groups)
+        scores[category] = Score(float(np.mean(own_values)), low, high, len(chosen), num_groups)
         means.append(drawn)
-    low, high = np.quantile(np.mean(means, axis=0), (0.025, 0.975)).tolist()
+        is_bootstrap = is_bootstrap and not _all_agree(own_values)
+    if is_bootstrap:
+        low, high = np.quantile(np.mean(means, axis=0), (0.025, 0.975)).tolist()
+    else:
+        low, high = _mean_interval(list(scores.values()))
     overall = float(np.mean([score.value for score in scores.values()]))
     total_groups = sum(score.num_groups for score in scores.values())
     return ScoreTable(

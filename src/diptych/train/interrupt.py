@@ -3,8 +3,14 @@
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
+
+
+class Stopped(BaseException):
+    """A signal ended work of which nothing is to be saved; like KeyboardInterrupt it passes by ``except Exception``."""
 
 
 class StopRequest:
@@ -15,6 +21,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.requested: str | None = None
+        self._acts_at_once = False
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
@@ -28,9 +35,26 @@ class StopRequest:
     ) -> None:
         self._restore()
 
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Inside, a signal does not wait for the end of a step.
+
+        Raises:
+            Stopped: a signal came, inside or before.
+        """
+        if self.requested is not None:
+            raise Stopped
+        self._acts_at_once = True
+        try:
+            yield
+        finally:
+            self._acts_at_once = False
+
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.requested = signal.Signals(number).name
         self._restore()
+        if self._acts_at_once:
+            raise Stopped
         # A plain system call: a handler may have interrupted Python's own, buffered writing.
         os.write(2, f"\n{self.requested}: stopping after this step and saving. Again to stop at once.\n".encode())
 

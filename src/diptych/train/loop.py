@@ -23,7 +23,7 @@ from diptych.train.checkpoint import (
 from diptych.train.checks import check_batch_sizes, check_task
 from diptych.train.distributed import Processes
 from diptych.train.environment import describe_environment
-from diptych.train.interrupt import StopRequest
+from diptych.train.interrupt import Stopped, StopRequest
 from diptych.train.manifest import describe_parts, manifest_dict, manifest_table
 from diptych.train.parts import parts_of
 from diptych.train.progress import RunDisplay
@@ -42,19 +42,25 @@ class TrainingResult:
 
     Attributes:
         finished: False if the run was stopped; ``diptych resume`` continues it.
-        checkpoint: the latest one; its ``model`` folder is the model.
+        checkpoint: the latest one; its ``model`` folder is the model. None if the run was stopped before its first.
         scores: what the task's ``evaluate`` returned, by stage.
     """
 
     run_dir: Path
     finished: bool
     step: int
-    checkpoint: Path
+    checkpoint: Path | None
     scores: dict[str, dict[str, float]]
 
     @property
     def model_folder(self) -> Path:
-        """The model as it was saved last."""
+        """The model as it was saved last.
+
+        Raises:
+            FileNotFoundError: the run was stopped before anything was saved.
+        """
+        if self.checkpoint is None:
+            raise FileNotFoundError(f"{self.run_dir} has no checkpoint yet. Continue it with `diptych resume`.")
         return self.checkpoint / "model"
 
 
@@ -75,7 +81,8 @@ def train(
     (``optimizer.ema_decay``) pictures, scores and the model folder are those of the average, and the next stage starts
     from it.
 
-    Ctrl-C and SIGTERM finish the step, save, and return with ``finished=False``.
+    Ctrl-C and SIGTERM finish the step, save, and return with ``finished=False``. While a stage is prepared (features
+    are encoded once) there is nothing to save, and they act at once.
 
     Args:
         resume: continue the run in ``run_dir``; from its beginning if it has no checkpoint yet.
@@ -96,13 +103,14 @@ def train(
     for tracker in run.accelerator.trackers:
         tracker.finish()
     checkpoint = latest_checkpoint(run_dir)
-    assert checkpoint is not None
     if finished:
+        assert checkpoint is not None
         duration = timedelta(seconds=round(run.seconds))
         run.display.show(f"Done: {run.step} steps in {duration}. Model: {checkpoint / 'model'}")
     else:
         cause = stop.requested or "a signal to another process"
-        run.display.show(f"Stopped by {cause} after step {run.step}. Continue with: diptych resume {run_dir}")
+        place = f"after step {run.step}" if run.step else "before the first step"
+        run.display.show(f"Stopped by {cause} {place}. Continue with: diptych resume {run_dir}")
     return TrainingResult(run_dir, finished, run.step, checkpoint, run.scores)
 
 
@@ -163,7 +171,11 @@ def _run_stages(run: Run, state: TrainingState | None) -> bool:
         own = state if state is not None and state.stage == name else None
         num_steps = run.recipe.stages[name].num_steps
         if own is None or own.stage_step < num_steps:
-            if not StageRunner(run, name, own).run_steps():
+            try:
+                runner = StageRunner(run, name, own)
+            except Stopped:
+                return False
+            if not runner.run_steps():
                 return False
             if run.stop.requested is not None and run.accelerator.num_processes == 1:
                 return False

@@ -1,7 +1,7 @@
 """One stage of a run: optimizer steps, and what is logged, drawn and saved between them."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -11,12 +11,14 @@ from torch import Tensor
 from diptych.train.checkpoint import TrainingState, latest_checkpoint, save_checkpoint
 from diptych.train.distributed import Processes, wrap
 from diptych.train.ema import WeightAverage
+from diptych.train.interrupt import Stopped
 from diptych.train.metrics import LossMeter
 from diptych.train.nonfinite import NonFiniteLoss, find_culprit, save_batch
 from diptych.train.optimizer import build_optimizer, load_optimizer_tensors, optimizer_tensors, set_learning_rate
 from diptych.train.parts import freeze_all_but, matching_parts, parts_of, trained_parameters
 from diptych.train.precision import autocast_dtype
 from diptych.train.prefetch import Prefetcher, prefetch_depth
+from diptych.train.recipe import Stage
 from diptych.train.run import Run
 from diptych.train.schedule import lr_factor
 from diptych.train.serialization import recipe_to_dict
@@ -30,7 +32,11 @@ logger = logging.getLogger(__name__)
 
 
 class StageRunner:
-    """Sets a stage up, fresh or from a training state, and runs it."""
+    """Sets a stage up, fresh or from a training state, and runs it.
+
+    Raises:
+        Stopped: a signal came while the task prepared the stage.
+    """
 
     def __init__(self, run: Run, name: str, state: TrainingState | None) -> None:
         self.run, self.name = run, name
@@ -41,8 +47,7 @@ class StageRunner:
         self.weights = {objective: weight for objective, weight in stage.objectives.items() if weight > 0}
         freeze_all_but(self.model, self.trainable)
         if run.task.prepare_stage is not None:
-            run.task.prepare_stage(name, stage)
-            freeze_all_but(self.model, self.trainable)
+            self._prepare(run.task.prepare_stage)
         self.stream = run.task.open_stream(name, stage, self.processes.rank, self.processes.count)
         self.done = 0
         precision = autocast_dtype(run.recipe.precision, self.processes.device)
@@ -66,6 +71,22 @@ class StageRunner:
         if state is not None:
             self._load(state)
         self.data_state = self.stream.state_dict()
+
+    def _prepare(self, prepare_stage: Callable[[str, Stage], None]) -> None:
+        """What the task does before a stage; a signal ends it at once, in all processes if in one.
+
+        Raises:
+            Stopped: a signal came. Nothing was trained, so there is nothing to save.
+        """
+        is_stopped = False
+        try:
+            with self.run.stop.at_once():
+                prepare_stage(self.name, self.stage)
+        except Stopped:
+            is_stopped = True
+        if any(self.processes.gather(is_stopped)):
+            raise Stopped
+        freeze_all_but(self.model, self.trainable)
 
     def _load(self, state: TrainingState) -> None:
         """Weights are in the model already; here come optimizer, average and data."""

@@ -59,7 +59,8 @@ class TrainingTask:
     save_model_folder: Callable[[Path], None]
     """Writes the model as it is now to a folder that does not exist yet."""
     prepare_stage: Callable[[str, Stage], None] | None = None
-    """Called in every process before the stage's data is opened; e.g. fills feature caches."""
+    """Called in every process before the stage's data is opened; e.g. fills feature caches. Ctrl-C and SIGTERM end it
+    at once, so it must keep nothing that a resumed run could not make again."""
     sample: Callable[[str, int], Sequence[tuple[ImageLike, str]]] | None = None
     """``(stage name, step) -> pictures with captions``: drawn by the model as it is now, for the sample grids."""
     evaluate: Callable[[str], Mapping[str, float]] | None = None

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from diptych import __version__
 from diptych.data.prompt_format import PromptFormat
-from diptych.data.tokenizer import FastTokenizer
+from diptych.data.tokenizer import FastTokenizer, Tokenizer
 from diptych.models.part import build_part, part_kind
 from diptych.unified.model import UnifiedModel
 from diptych.unified.settings import DrawSettings, ImagePolicy
@@ -45,7 +45,13 @@ _FIELDS = {
     "draw": dict,
     "card": dict,
 }
-_PARTS = ("autoencoder", "encoder", "connector", "backbone", "image_head")
+_PARTS = {
+    "unified": ("autoencoder", "encoder", "connector", "backbone", "image_head"),
+    "dual_encoder": ("encoder", "text_encoder", "contrastive_head"),
+}
+"""The parts that each kind of model may have. A dual encoder is trained for its parts; only unified models load whole
+by `load_model`."""
+_UNIFIED_FIELDS = ("prompt_format", "draw")
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 _RESTORE = "Restore the file, or take another checkpoint."
 _SAFE_WAY = (
@@ -64,40 +70,55 @@ def save_model(model: UnifiedModel, path: Path, dtype: torch.dtype | None = None
         FileExistsError: there is something else at ``path``, which would be lost.
         OSError: the folder cannot be written, or the disk is full; nothing is left behind.
     """
+    fields = {
+        "capabilities": list(model.capabilities),
+        "prompt_format": model.prompt_format.to_dict(),
+        "images": asdict(model.images),
+        "draw": asdict(model.draw_settings),
+        "card": model.card,
+    }
+    save_parts(path, "unified", model.parts(), model.tokenizer, fields, dtype)
+
+
+def save_parts(
+    path: Path,
+    kind: str,
+    parts: Mapping[str, nn.Module],
+    tokenizer: Tokenizer,
+    fields: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes a model of any kind, given by its parts; raises as ``save_model`` does.
+
+    Args:
+        fields: what else ``diptych.json`` is to hold: ``images``, ``card``, ``capabilities`` and what the kind needs.
+    """
     path = path.resolve()
     _check_replaceable(path)
     with _told_in_words(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
-            _write(model, temporary, dtype)
+            entries: dict[str, Any] = {}
+            for name, part in parts.items():
+                config = {**part.config_dict(), "kind": part_kind(part)}  # type: ignore[operator]
+                entries[name] = {"config": config, "files": _save_part(part, temporary / name, dtype)}
+            manifest = {
+                "format_version": FORMAT_VERSION,
+                "diptych_version": __version__,
+                "kind": kind,
+                "parts": entries,
+                "tokenizer_fingerprint": tokenizer.fingerprint,
+                **fields,
+            }
+            tokenizer.save(temporary / "tokenizer")
+            text = json.dumps(manifest, indent=2, ensure_ascii=False)
+            (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
+            (temporary / "README.md").write_text(model_card(parts, manifest), encoding="utf-8")
             _replace(temporary, path)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-
-
-def _write(model: UnifiedModel, folder: Path, dtype: torch.dtype | None) -> None:
-    """All files of a model into an empty folder."""
-    parts: dict[str, Any] = {}
-    for name, part in model.parts().items():
-        config = {**part.config_dict(), "kind": part_kind(part)}  # type: ignore[operator]
-        parts[name] = {"config": config, "files": _save_part(part, folder / name, dtype)}
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "diptych_version": __version__,
-        "kind": "unified",
-        "capabilities": list(model.capabilities),
-        "parts": parts,
-        "prompt_format": model.prompt_format.to_dict(),
-        "tokenizer_fingerprint": model.tokenizer.fingerprint,
-        "images": asdict(model.images),
-        "draw": asdict(model.draw_settings),
-        "card": model.card,
-    }
-    model.tokenizer.save(folder / "tokenizer")
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(model_card(model, manifest), encoding="utf-8")
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> UnifiedModel:
@@ -109,14 +130,13 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torc
     """
     folder = resolve(path)
     manifest = read_manifest(folder)
-    parts = {name: _load_part(folder, name, entry) for name, entry in manifest["parts"].items()}
-    tokenizer = FastTokenizer.load(folder / "tokenizer")
-    if tokenizer.fingerprint != manifest["tokenizer_fingerprint"]:
+    if manifest.get("kind", "unified") != "unified":
         raise ValueError(
-            f"{folder / 'tokenizer'} is not the tokenizer this model was trained with (fingerprint "
-            f"{tokenizer.fingerprint[:12]}, expected {manifest['tokenizer_fingerprint'][:12]}). "
-            "Restore the model's own."
+            f"{folder} holds a {manifest['kind']}, which neither writes nor draws. Its parts "
+            f"({', '.join(manifest['parts'])}) can be used in another model: name the folder in --model.start-from."
         )
+    parts = {name: _load_part(folder, name, entry) for name, entry in manifest["parts"].items()}
+    tokenizer = load_tokenizer(folder, manifest)
     try:
         draw = {**manifest["draw"], "guidance_interval": tuple(manifest["draw"]["guidance_interval"])}
         images = {**manifest["images"], "size": tuple(manifest["images"]["size"])}
@@ -132,6 +152,23 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torc
         lacks = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{folder / MANIFEST} describes no model: {lacks.removesuffix('.')}. {_RESTORE}") from error
     return model.to(device=device, dtype=dtype).eval()
+
+
+def load_tokenizer(folder: Path, manifest: Mapping[str, Any]) -> FastTokenizer:
+    """The tokenizer of a model folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is another than that the model was saved with.
+    """
+    tokenizer = FastTokenizer.load(folder / "tokenizer")
+    if tokenizer.fingerprint != manifest["tokenizer_fingerprint"]:
+        raise ValueError(
+            f"{folder / 'tokenizer'} is not the tokenizer this model was trained with (fingerprint "
+            f"{tokenizer.fingerprint[:12]}, expected {manifest['tokenizer_fingerprint'][:12]}). "
+            "Restore the model's own."
+        )
+    return tokenizer
 
 
 def load_part(path: str | Path, name: str) -> nn.Module:
@@ -205,16 +242,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{file} has format version {version}; diptych {__version__} reads up to {FORMAT_VERSION}. "
             f"It needs diptych {manifest.get('diptych_version', 'of a later version')}: pip install -U diptych."
         )
+    kind = manifest.get("kind", "unified")
+    if kind not in _PARTS:
+        raise ValueError(f"{file} is of a model of kind {kind!r}, not one of {', '.join(_PARTS)}. {_RESTORE}")
     for name, expected in _FIELDS.items():
+        if kind != "unified" and name in _UNIFIED_FIELDS:
+            continue
         if name not in manifest:
             raise ValueError(f"{file} is damaged: it lacks {name!r}. {_RESTORE}")
         if not isinstance(manifest[name], expected):
             form = "an object" if expected is dict else "text"
             raise ValueError(f"{file} is damaged: {name!r} must be {form}, got {manifest[name]!r}. {_RESTORE}")
     for name, entry in manifest["parts"].items():
-        if name not in _PARTS:
+        if name not in _PARTS[kind]:
             raise ValueError(
-                f"{file} names a part {name!r}, which a model does not have: parts are {', '.join(_PARTS)}. {_RESTORE}"
+                f"{file} names a part {name!r}, which a model does not have: parts are {', '.join(_PARTS[kind])}. "
+                f"{_RESTORE}"
             )
         if not (isinstance(entry, dict) and {"config", "files"} <= entry.keys() and isinstance(entry["config"], dict)):
             raise ValueError(f"{file} is damaged: the part {name!r} needs 'config' and 'files'. {_RESTORE}")
@@ -298,7 +341,7 @@ def _check_replaceable(path: Path) -> None:
     if path.is_dir():
         names = {entry.name for entry in path.iterdir()}
         if names:
-            own = {MANIFEST, "README.md", "tokenizer", *_PARTS} if MANIFEST in names else set()
+            own = {MANIFEST, "README.md", "tokenizer"}.union(*_PARTS.values()) if MANIFEST in names else set()
             others = sorted(names - own)
             if others:
                 raise FileExistsError(
@@ -331,9 +374,18 @@ def _replace(temporary: Path, path: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def model_card(model: UnifiedModel, manifest: Mapping[str, Any]) -> str:
+def model_card(parts: Mapping[str, nn.Module], manifest: Mapping[str, Any]) -> str:
     """The README of a model folder."""
-    card = model.card
+    card = manifest["card"]
+    place = card.get("name", "path/to/this/folder")
+    uses = {
+        "unified": ["import diptych", "", f'model = diptych.load("{place}")'],
+        "dual_encoder": [
+            "from diptych.unified.folder import load_part",
+            "",
+            'encoder = load_part("path/to/this/folder", "encoder")',
+        ],
+    }
     lines = [f"# {card.get('name', 'A diptych model')}", ""]
     lines += [str(card["description"]), ""] if "description" in card else []
     lines += [
@@ -341,15 +393,13 @@ def model_card(model: UnifiedModel, manifest: Mapping[str, Any]) -> str:
         "| --- | --- | ---: |",
         *(
             f"| {name} | {type(part).__name__} | {sum(p.numel() for p in part.parameters()):,} |"
-            for name, part in model.parts().items()
+            for name, part in parts.items()
         ),
         "",
         f"Can: {', '.join(manifest['capabilities'])}. Licence: {card.get('licence', 'not stated')}.",
         "",
         "```python",
-        "import diptych",
-        "",
-        f'model = diptych.load("{card.get("name", "path/to/this/folder")}")',
+        *uses[manifest["kind"]],
         "```",
         "",
     ]
