@@ -100,8 +100,8 @@ class QueryFlowHead(nn.Module):
 
     def draw(
         self,
-        condition: Float[Tensor, "images rows dim"],
-        null: Float[Tensor, "images null_rows dim"],
+        condition: Float[Tensor, "images conditions dim"],
+        null: Float[Tensor, "images null_conditions dim"],
         noise: Float[Tensor, "images channels rows cols"],
         settings: DrawSettings,
         on_step: OnStep | None = None,
@@ -137,7 +137,7 @@ def _stacked(
 def flow_loss(
     model: UnifiedModel,
     group: ImageGroup,
-    condition: Float[Tensor, "images rows dim"],
+    condition: Float[Tensor, "images conditions dim"],
     seeds: Int[Tensor, " images"],
     time: TimeDistribution,
     condition_drop: float,
