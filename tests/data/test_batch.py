@@ -279,7 +279,7 @@ def test_a_batch_moves_as_a_whole(tokenizer):
     batch = make_collator(tokenizer)(EXAMPLES).to("meta")
     tensors = [batch.token_ids, batch.layout.positions, batch.target_slots, batch.example_seeds]
     tensors += [value for group in (*batch.inputs, *batch.outputs) for value in (group.images, group.slots)]
-    assert len(tensors) == 14 and all(tensor.device.type == "meta" for tensor in tensors)
+    assert len(tensors) == 12 and all(tensor.device.type == "meta" for tensor in tensors)
     assert batch.inputs[0].features is None and batch.inputs[0].size == (32, 32)
 
 

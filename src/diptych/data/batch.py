@@ -28,8 +28,8 @@ class ImageGroup:
         slots: for every image, the positions it takes in the flattened ``rows * seq`` sequence.
         example_ids: the example each image belongs to.
         size: (height, width) in pixels, the same for the whole group.
-        context_slots: for every image, the positions of the pictures that stand before it in its example; the same
-            number for the whole group, none for images that are looked at.
+        context_slots: for every image, the positions of the pictures that stand before it in its example, as many for
+            each of the group; none for images that are looked at, and where the collator is not ``with_context``.
         labels: what is where in the images; None where the source has no labels, and with cached features.
     """
 
@@ -136,6 +136,8 @@ class Collator:
     """Pixels along one cell of the (input, output) feature grids: gives the size of an image known by its features."""
     row_length: int | None = None
     position_axes: int = 1
+    with_context: bool = False
+    """Drawn images know the positions of the pictures before them (``ImageGroup.context_slots``)."""
     pad_multiple: int = 8
 
     def __call__(
@@ -186,7 +188,7 @@ class Collator:
                     assert span.image is not None
                     is_output = span.kind == SpanKind.QUERY
                     first_slot = row * shape[1] + start
-                    context = tuple(seen) if is_output else ()
+                    context = tuple(seen) if is_output and self.with_context else ()
                     if not is_output:
                         seen.extend(range(first_slot, first_slot + span.length))
                     image = images[index].get(span.image, is_output)

@@ -197,7 +197,7 @@ def small() -> Recipe[Blip3oConfig]:
         trainable=("connector", "backbone"),
         mix={"ask_one": 1.0},
         objectives={"text": 1.0},
-        num_steps=300,
+        num_steps=250,
         batch_size=16,
         optimizer=optimizer,
     )
@@ -227,7 +227,7 @@ def small() -> Recipe[Blip3oConfig]:
             start_from={"autoencoder": "diptych-scenes"},
         ),
         data={
-            "ask_one": replace(ask, max_objects=1, question_kinds=(*["existence"] * 5, "color", "shape", "size")),
+            "ask_one": replace(ask, max_objects=1, question_kinds=("existence",)),
             "ask_two": replace(ask, max_objects=2, question_kinds=("existence", "color", "shape", "size", "count")),
             "ask_few": replace(ask, max_objects=4),
             "draw_few": replace(draw, max_objects=2),
@@ -240,7 +240,7 @@ def small() -> Recipe[Blip3oConfig]:
         },
         stages={
             "match": match,
-            "name": replace(match, mix={"ask_two": 0.9, "ask_one": 0.1}, num_steps=300),
+            "name": replace(match, mix={"ask_two": 1.0}, num_steps=300),
             "compare": replace(match, mix={"ask_few": 1.0}, num_steps=500),
             "joint": joint,
             "all": replace(

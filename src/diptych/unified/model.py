@@ -140,6 +140,7 @@ class UnifiedModel(nn.Module):
             pixels_per_cell=grids.pixels_per_cell,
             row_length=row_length,
             position_axes=getattr(self.backbone, "position_axes", 1),
+            with_context=getattr(head, "sees_context", False),
         )
 
     def _space(self) -> Any:
@@ -265,10 +266,7 @@ class UnifiedModel(nn.Module):
 
         Those at the head's own positions and, where it ``sees_context``, at the pictures before them.
         """
-        rows = hidden_states[group.slots]
-        if not getattr(self.image_head, "sees_context", False) or not group.context_slots.shape[1]:
-            return rows
-        return torch.cat([rows, hidden_states[group.context_slots]], dim=1)
+        return hidden_states[torch.cat([group.slots, group.context_slots], dim=1)]
 
     def condition(
         self, requests: Sequence[tuple[Part, ...]], size: tuple[int, int]
