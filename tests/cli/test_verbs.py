@@ -274,9 +274,12 @@ def test_train_help_lists_the_fields_of_the_recipe(capsys: pytest.CaptureFixture
     assert "blip3o:features" in "\n".join(_run(capsys, "train", "--help"))
 
 
-def test_the_demo_runs_from_end_to_end(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.process)])
+def test_the_demo_runs_from_end_to_end(
+    processes: int, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     command = ["demo", "--model", model_folder, "--recipe", RECIPE, "--num-per-category", 1, "--on", "questions"]
-    command += ["--out", tmp_path / "demo"]
+    command += ["--out", tmp_path / "demo", "--processes", processes]
     lines = _run(capsys, *command)
     report = Path(lines[-1])
     assert report == tmp_path / "demo" / "report.html"
@@ -289,5 +292,8 @@ def test_the_demo_runs_from_end_to_end(model_folder: Path, tmp_path: Path, capsy
         "joint: losses",
     ):
         assert words in page
-    assert {path.name for path in report.parent.iterdir()} == {"pictures", "run", "scores.json", "report.html"}
+    handed_over = {"recipe.json"} if processes > 1 else set()
+    assert {path.name for path in report.parent.iterdir()} == {"pictures", "run", "scores.json", "report.html"} | (
+        handed_over
+    )
     assert len(list((report.parent / "pictures").glob("*.png"))) == 10

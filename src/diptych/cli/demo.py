@@ -15,12 +15,14 @@ from diptych.cli.evaluate import TASKS, Scored, chosen_names, score_model
 from diptych.cli.main import INTERRUPTED
 from diptych.cli.models import DEFAULT_MODEL, load_model, model_record, writable_folder
 from diptych.cli.parser import Parser, whole_number
+from diptych.cli.processes import default_processes, train_in_processes
 from diptych.cli.train import train_recipe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from diptych.evals.report_data import Answer, Edit, ReportData
+    from diptych.train.recipe import Recipe
     from diptych.unified import UnifiedModel
 
 DESCRIPTION = """\
@@ -86,6 +88,9 @@ def add_arguments(parser: Parser) -> None:
         metavar="TASKS",
         help=f"what both are scored on, of {', '.join(TASKS)} (default: all but the last)",
     )
+    parser.add_argument(
+        "--processes", type=whole_number(1), metavar="N", help="of the training (default: 2 on a CPU, 1 on a GPU)"
+    )
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="auto takes a GPU where there is one")
     parser.add_argument("--dtype", default="auto", help="of the models when they draw (default: auto)")
 
@@ -117,14 +122,16 @@ def run(arguments: Namespace) -> int:
 
     _announce(console, 2, f"{recipe.name} is trained from scratch, {recipe.num_steps:,} steps")
     # Both models are scored alike at the end, so the run need not score itself.
-    result = train_recipe(replace(recipe, evaluation=replace(recipe.evaluation, scorers=())), run_dir, arguments.device)
-    if not result.finished:
+    unscored = replace(recipe, evaluation=replace(recipe.evaluation, scorers=()))
+    code = train_for_demo(unscored, folder, run_dir, arguments)
+    if code == INTERRUPTED:
         console.print(f"Stopped. `diptych resume {run_dir}` goes on with the training.", soft_wrap=True)
         print(write_report(run_dir))
-        return INTERRUPTED
+    if code:
+        return code
 
     _announce(console, 3, "both are scored on combinations that the training never showed")
-    trained = load(result.model_folder, device=arguments.device, dtype=arguments.dtype)
+    trained = load(run_dir, device=arguments.device, dtype=arguments.dtype)
     scored = [
         score_model(trained, tasks, num_per_category=arguments.num_per_category, contender="trained here"),
         # The references are the same for both.
@@ -137,6 +144,18 @@ def run(arguments: Namespace) -> int:
     data = demo_report(arguments, opening, run_dir, scored, about)
     print(write_report(data, folder / "report.html"))
     return 0
+
+
+def train_for_demo(recipe: "Recipe[Any]", folder: Path, run_dir: Path, arguments: Namespace) -> int:
+    """The training, in two processes where it runs on a CPU; an exit code."""
+    count = arguments.processes or default_processes(arguments.device)
+    if count == 1:
+        return 0 if train_recipe(recipe, run_dir, arguments.device).finished else INTERRUPTED
+    from diptych.train.serialization import to_json
+
+    recipe_file = folder / "recipe.json"
+    recipe_file.write_text(to_json(recipe))
+    return train_in_processes(recipe_file, run_dir, count)
 
 
 def open_demo(model: "UnifiedModel", name: str, folder: Path) -> Opening:

@@ -261,28 +261,23 @@ def small() -> Recipe[Blip3oConfig]:
 def demo() -> Recipe[Blip3oConfig]:
     """``small`` in minutes: backbone, queries and denoiser from scratch on two cores, what ``make demo`` trains."""
     base = small()
-    scenes = ScenesSource(num_scenes=16_000)
     joint = base.stages["joint"]
     return replace(
         base,
         name="blip3o:demo",
-        model=replace(base.model, cache_features=True),
-        data={
-            "draw": replace(scenes, task="text_to_image", caption_style="short"),
-            "ask": replace(scenes, task="question_answering", questions_per_image=5),
-            "edit": replace(scenes, task="image_edit", num_scenes=2_000, edits_per_scene=1),
-        },
         stages={
+            "match": replace(base.stages["match"], num_steps=200),
+            "name": replace(base.stages["name"], num_steps=250),
+            "compare": replace(base.stages["compare"], num_steps=250),
             "joint": replace(
                 joint,
-                mix={"draw": 0.5, "ask": 0.45, "edit": 0.05},
-                num_steps=3600,
-                batch_size=16,
-                optimizer=replace(joint.optimizer, lr=1e-3, warmup_steps=100, ema_decay=0.995),
-            )
+                mix={"draw_few": 0.35, "draw": 0.3, "ask": 0.25, "edit_few": 0.1},
+                num_steps=520,
+                optimizer=replace(joint.optimizer, decay_fraction=0.5),
+            ),
         },
         evaluation=replace(base.evaluation, scorers=("geneval", "questions", "editing")),
-        logging=LoggingConfig(every_steps=50, sample_every=1000),
+        logging=LoggingConfig(every_steps=25, sample_every=260),
     )
 
 
@@ -290,23 +285,11 @@ def demo_sequential() -> Recipe[Blip3oConfig]:
     """``demo`` in the order of the paper: understanding, then generation with the backbone frozen."""
     base = demo()
     joint = base.stages["joint"]
-    return replace(
-        base,
-        name="blip3o:demo_sequential",
-        stages={
-            "understanding": replace(
-                joint,
-                trainable=("connector", "backbone"),
-                mix={"ask": 1.0},
-                objectives={"text": 1.0},
-                num_steps=joint.num_steps // 3,
-            ),
-            "generation": replace(
-                joint,
-                trainable=("image_head",),
-                mix={"draw": 0.92, "edit": 0.08},
-                objectives={"flow": 1.0},
-                num_steps=2 * joint.num_steps // 3,
-            ),
-        },
+    understanding = {name: stage for name, stage in base.stages.items() if name != "joint"}
+    generation = replace(
+        joint,
+        trainable=("image_head",),
+        mix={"draw_few": 0.45, "draw": 0.4, "edit_few": 0.15},
+        objectives={"flow": 1.0},
     )
+    return replace(base, name="blip3o:demo_sequential", stages={**understanding, "generation": generation})
