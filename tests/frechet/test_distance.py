@@ -11,7 +11,7 @@ import torch
 
 from diptych.frechet import Moments, frechet_distance
 from diptych.frechet import distance as distance_file
-from diptych.frechet.distance import factor, trace_of_root
+from diptych.frechet.distance import congruence, factor, trace_of_root
 
 
 def generator(seed: int) -> torch.Generator:
@@ -77,6 +77,13 @@ def test_both_routes_against_fifty_digits(tolerance, monkeypatch):
     monkeypatch.setattr(distance_file, "TRACE_TOLERANCE", tolerance)
     a, b = decaying(10, 4, 1), decaying(10, 3, 2)
     assert relative_error(trace_of_root(a, b).item(), reference_trace(a, b), a, b) < max(tolerance, 1e-14)
+
+
+@pytest.mark.parametrize("dim", [1, 7, 300])  # 300 is more than one block
+def test_congruence_is_two_matmuls(dim):
+    lower = torch.linalg.cholesky(decaying(dim, 1, 0))
+    symmetric = decaying(dim, 1, 1)
+    torch.testing.assert_close(congruence(lower, symmetric), (lower.T @ symmetric @ lower).tril(), rtol=0, atol=1e-14)
 
 
 def test_the_estimate_sends_hard_problems_to_singular_values(monkeypatch):

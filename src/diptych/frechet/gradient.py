@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from diptych.frechet.distance import factor
+from diptych.frechet.distance import congruence, factor
 from diptych.frechet.moments import Moments, add_scatter_, full_symmetric
 
 
@@ -33,12 +33,16 @@ class FrechetReference:
     """F of ``covariance = F F^T``, float64."""
     trace: Float[Tensor, ""]
     """Of the covariance."""
+    is_triangular: bool = False
+    """Whether F is lower triangular, which saves products."""
 
     @classmethod
     def of(cls, moments: Moments, device: torch.device | str = "cpu") -> "FrechetReference":
         """The reference that moments make."""
         covariance = moments.covariance.to(device)
-        return cls(mean=moments.mean.to(device), factor=factor(covariance), trace=covariance.trace())
+        root = factor(covariance)
+        is_triangular = root.shape[0] == root.shape[1] and not bool(root.triu(1).any())
+        return cls(mean=moments.mean.to(device), factor=root, trace=covariance.trace(), is_triangular=is_triangular)
 
 
 def frechet_to_reference(
@@ -55,25 +59,21 @@ def frechet_to_reference(
         relative_cutoff: rounding leaves eigenvalues up to 1e-15 of the largest where there should be none (measured,
             dim 64 to 1024); those at the cut-off are known to 1 %.
     """
-    distance: Tensor = _FrechetToReference.apply(
-        mean, covariance, reference.mean, reference.factor, reference.trace, relative_cutoff
-    )
+    distance: Tensor = _FrechetToReference.apply(mean, covariance, reference, relative_cutoff)
     return distance
 
 
 class _FrechetToReference(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        mean: Tensor,
-        covariance: Tensor,
-        reference_mean: Tensor,
-        factor: Tensor,
-        trace: Tensor,
-        relative_cutoff: float,
+        ctx: Any, mean: Tensor, covariance: Tensor, reference: FrechetReference, relative_cutoff: float
     ) -> Tensor:
-        inner = factor.T @ covariance @ factor
-        inner = (inner + inner.T) / 2
+        factor = reference.factor
+        if reference.is_triangular:
+            inner = congruence(factor, (covariance + covariance.T) / 2)
+        else:
+            inner = factor.T @ covariance @ factor
+            inner = (inner + inner.T) / 2
         if ctx.needs_input_grad[1]:
             squares, vectors = torch.linalg.eigh(inner)
         else:
@@ -81,7 +81,7 @@ class _FrechetToReference(torch.autograd.Function):
         # at least one stays, unless all are zero
         kept = squares > relative_cutoff * squares.amax().clamp(min=0) if len(squares) else squares.bool()
         roots = squares[kept].sqrt()
-        difference = mean - reference_mean
+        difference = mean - reference.mean
         if ctx.needs_input_grad[1]:
             halves = factor @ (vectors[:, kept] * roots.rsqrt())
             gradient = torch.zeros_like(covariance)
@@ -91,13 +91,13 @@ class _FrechetToReference(torch.autograd.Function):
         else:
             gradient = None
         ctx.save_for_backward(difference, gradient)
-        return difference.square().sum() + covariance.trace() + trace - 2 * roots.sum()
+        return difference.square().sum() + covariance.trace() + reference.trace - 2 * roots.sum()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         difference, gradient = ctx.saved_tensors
-        return 2 * grad * difference, None if gradient is None else grad * gradient, None, None, None, None
+        return 2 * grad * difference, None if gradient is None else grad * gradient, None, None
 
 
 def scatter(rows: Float[Tensor, "batch dim"]) -> Float[Tensor, "dim dim"]:
