@@ -155,6 +155,23 @@ def test_constant_features():
     assert frechet_distance(constant, other) == pytest.approx(4 + 4, abs=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1e-100, 1e-20, 1e19, 1e100])
+def test_features_of_any_size_have_a_distance(scale):
+    first, second = (torch.randn(30, 4, generator=generator(seed), dtype=torch.float64) for seed in (0, 1))
+    small, large = [Moments(4) for _ in range(2)], [Moments(4) for _ in range(2)]
+    for plain, scaled, features in zip(small, large, (first, second * 2), strict=True):
+        plain.update(features)
+        scaled.update(features * scale)
+    assert frechet_distance(*large) / scale**2 == pytest.approx(frechet_distance(*small), rel=1e-10)
+
+
+def test_an_overflow_is_refused():
+    moments = Moments(2)
+    moments.update(torch.tensor([[1e200, 0.0], [0.0, 1.0], [0.0, 0.0]], dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"frechet_distance overflows: the features are beyond 1e150"):
+        frechet_distance(moments, moments)
+
+
 def test_a_rotation_of_both_changes_nothing():
     a, b, turn = decaying(12, 3, 0), decaying(12, 2, 1), rotation(12, 2)
     turned = frechet_distance(moments(turn @ a @ turn.T), moments(turn @ b @ turn.T))

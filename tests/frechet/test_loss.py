@@ -117,6 +117,8 @@ def test_refusals():
     loss = two_spaces()
     with pytest.raises(ValueError, match=r"features must be of \['a', 'b'\], got \['a'\]"):
         loss({"a": normal(9, 4, 2)})
+    with pytest.raises(ValueError, match="features of a must have the reference's width 4, got 5"):
+        loss({"a": normal(9, 5, 2), "b": normal(9, 6, 3)})
     bad = normal(9, 4, 2)
     bad[3] = torch.nan
     with pytest.raises(ValueError, match="features of a must be finite, but rows 3 of 9"):

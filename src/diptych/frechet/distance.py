@@ -47,6 +47,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     mean_b, covariance_b = mean_b.to(device), covariance_b.to(device)
     between = (mean_a - mean_b).square().sum()
     total = covariance_a.trace() + covariance_b.trace()
+    if not torch.isfinite(between + total):
+        raise ValueError("frechet_distance overflows: the features are beyond 1e150. Divide both sets by a constant.")
     return (between + total - 2 * trace_of_root(covariance_a, covariance_b)).item()
 
 
@@ -56,7 +58,14 @@ def trace_of_root(a: Float[Tensor, "dim dim"], b: Float[Tensor, "dim dim"]) -> F
     The roots of the eigenvalues of a Gram matrix of ``A^T B`` are quick to have, but small ones lose half their digits.
     They stand if their error estimate is below `TRACE_TOLERANCE`; else the singular values are computed.
     """
-    tolerance = TRACE_TOLERANCE * (a.trace() + b.trace())
+    trace_a, trace_b = a.trace(), b.trace()
+    if trace_a <= 0 or trace_b <= 0:
+        return a.new_zeros(())
+    # of trace 1 from here: products of covariances stay in range, and 2 = tr a + tr b
+    return trace_a.sqrt() * trace_b.sqrt() * _trace_of_root(a / trace_a, b / trace_b, 2 * TRACE_TOLERANCE)
+
+
+def _trace_of_root(a: Tensor, b: Tensor, tolerance: float) -> Tensor:
     lower, info = torch.linalg.cholesky_ex(a)
     if info == 0:  # the Gram matrix L^T b L, without a factor of b
         squares = torch.linalg.eigvalsh(congruence(lower, b))
@@ -65,8 +74,6 @@ def trace_of_root(a: Float[Tensor, "dim dim"], b: Float[Tensor, "dim dim"]) -> F
     product = factor(a).T @ factor(b)
     if product.shape[0] < product.shape[1]:
         product = product.T
-    if product.shape[1] == 0:
-        return a.new_zeros(())
     if product.shape[1] < len(a):  # the Gram matrix of the smaller side has no zero eigenvalues
         squares = torch.linalg.eigvalsh(product.T @ product)
         if _error_of_roots(squares, squares[-1]) <= tolerance:

@@ -88,6 +88,9 @@ class FDLoss:
         terms, distances = [], {}
         for name, representation in self.representations.items():
             batch = features[name]
+            dim = len(representation.reference.mean)
+            if batch.shape[1] != dim:
+                raise ValueError(f"features of {name} must have the reference's width {dim}, got {batch.shape[1]}.")
             check_finite_rows(batch, f"features of {name}")
             batch = batch if self.gather is None else self.gather(batch)
             mean, covariance = representation.estimator.population(batch)
