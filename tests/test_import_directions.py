@@ -23,7 +23,7 @@ LEVEL_OF = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 EXCEPTIONS: dict[tuple[str, str], str] = {}
 """(importing module, imported room): why. The module is named as ``room.file``."""
 
-STANDALONE = {"scenes": {"torch"}}
+STANDALONE = {"scenes": {"torch"}, "frechet": {"scipy"}}
 """Rooms that are used without the rest, and what they must not import."""
 
 

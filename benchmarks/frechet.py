@@ -1,0 +1,169 @@
+"""Speed of Fréchet distances: the distance against the peers' matrix root, moments against the matmul peak, FD-loss.
+
+Prints figures and asserts nothing. Processor seconds of one process rather than wall time, so that other work on the
+machine counts less; the matmul peak is measured right before and after what is compared with it.
+
+    OMP_NUM_THREADS=1 python benchmarks/frechet.py --dim 2048 --num-features 50000
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy
+import torch
+from scipy.linalg import sqrtm
+
+from diptych.frechet import Moments, frechet_distance
+from diptych.frechet.estimators import MovingAverage
+from diptych.frechet.gradient import FrechetReference, frechet_to_reference
+
+
+def timed(run: Callable[[], Any]) -> tuple[float, Any]:
+    """Processor seconds, and what came out."""
+    started = time.process_time()
+    result = run()
+    return time.process_time() - started, result
+
+
+def matmul_peak(dtype: torch.dtype, dim: int) -> float:
+    """Operations per processor second of the best of three square matmuls."""
+    a = torch.randn(dim, dim, dtype=dtype)
+    return 2 * dim**3 / min(timed(lambda: a @ a)[0] for _ in range(3))
+
+
+def decaying(dim: int, digits: float, seed: int) -> Moments:
+    """Moments whose eigenvalues fall evenly from 1 to ``10 ** -digits``."""
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))[0]
+    covariance = (vectors * torch.logspace(0, -digits, dim, dtype=torch.float64)) @ vectors.T
+    mean = torch.randn(dim, generator=generator, dtype=torch.float64) / dim
+    return Moments.from_statistics(mean, (covariance + covariance.T) / 2)
+
+
+def of_few_rows(dim: int, seed: int) -> Moments:
+    """Moments of half as many rows as dimensions."""
+    moments = Moments(dim)
+    moments.update(torch.randn(dim // 2, dim, generator=torch.Generator().manual_seed(seed)))
+    return moments
+
+
+def peer_distance(a: Moments, b: Moments) -> float:
+    """The form of pytorch-fid, clean-fid, ADM and FD-loss's evaluation."""
+    difference = (a.mean - b.mean).numpy()
+    sigma_a, sigma_b = a.covariance.numpy(), b.covariance.numpy()
+    root = sqrtm(sigma_a @ sigma_b)
+    return float(difference @ difference + np.trace(sigma_a) + np.trace(sigma_b) - 2 * np.trace(root.real))
+
+
+def distances(dim: int, with_peer: bool) -> None:
+    print(f"\ndistance from moments, dim {dim}: processor seconds")
+    cases: dict[str, Callable[[int], Moments]] = {
+        "condition 1e6 (eigenvalues)": lambda seed: decaying(dim, 6, seed),
+        "condition 1e4 (eigenvalues)": lambda seed: decaying(dim, 4, seed),
+        "condition 1e8 (singular values)": lambda seed: decaying(dim, 8, seed),
+        "dim / 2 rows (rank deficient)": lambda seed: of_few_rows(dim, seed),
+    }
+    for place, (name, make) in enumerate(cases.items()):
+        a, b = make(0), make(1)
+        ours, value = timed(lambda a=a, b=b: frechet_distance(a, b))
+        line = f"  {name:34s} ours {ours:7.2f} s"
+        if with_peer and place == 0:
+            peer, theirs = timed(lambda a=a, b=b: peer_distance(a, b))
+            line += f"   scipy sqrtm {peer:7.2f} s   ratio {peer / ours:5.1f}   difference {abs(value - theirs):.1e}"
+        print(line, flush=True)
+
+
+def moments(dim: int, num_features: int, batch: int) -> None:
+    print(f"\nmoments of {num_features} x {dim} float32 features in batches of {batch}")
+    features = torch.randn(num_features, dim, generator=torch.Generator().manual_seed(0)) + 3
+    before = matmul_peak(torch.float64, dim)
+    ours = Moments(dim)
+
+    def update() -> None:
+        for rows in features.split(batch):
+            ours.update(rows)
+
+    seconds, _ = timed(update)
+    peak = max(before, matmul_peak(torch.float64, dim))
+    rate = 2 * num_features * dim**2 / seconds
+    print(f"  float64 matmul peak {peak / 1e9:6.1f} GFLOP/s   float32 {matmul_peak(torch.float32, dim) / 1e9:6.1f}")
+    print(f"  ours                {rate / 1e9:6.1f} GFLOP/s of a full x^T x = {rate / peak:.0%} of the float64 peak")
+    print(
+        f"                      {seconds:6.2f} s, {num_features / seconds:.0f} features/s (half the products are made)"
+    )
+
+    def raw_sums() -> None:
+        sums, products = torch.zeros(dim, dtype=torch.float64), torch.zeros(dim, dim, dtype=torch.float64)
+        for rows in features.split(batch):
+            rows = rows.double()
+            sums += rows.sum(0)
+            products.addmm_(rows.T, rows)
+
+    plain, _ = timed(raw_sums)
+    print(f"  sums of x and x x^T {plain:6.2f} s   ratio {plain / seconds:.2f}")
+
+
+def autograd_step(features: torch.Tensor, old: dict[str, Any], real: Moments, root: torch.Tensor) -> torch.Tensor:
+    """FD-loss as published: raw moments, autograd through eigvalsh."""
+    decay, mean, covariance = 0.999, old["mean"], old["covariance"]
+    rows = features.double()
+    new_mean = decay * mean + (1 - decay) * rows.mean(0)
+    second = decay * (covariance + mean.outer(mean)) + (1 - decay) * rows.T @ rows / len(rows)
+    new = second - new_mean.outer(new_mean)
+    inner = root @ new @ root
+    roots = torch.linalg.eigvalsh((inner + inner.T) / 2).clamp(min=0).sqrt()
+    distance = (new_mean - real.mean).square().sum() + new.trace() + real.covariance.trace() - 2 * roots.sum()
+    (gradient,) = torch.autograd.grad(distance, features)
+    return gradient
+
+
+def loss_step(dim: int, batch: int) -> None:
+    print(
+        f"\nFD-loss, forward and backward to the features, moving average, dim {dim}, batch {batch}: processor seconds"
+    )
+    generator = torch.Generator().manual_seed(0)
+    scales = torch.logspace(0, -1.5, dim)
+    real = Moments(dim)
+    start = torch.randn(4 * dim, dim, generator=generator) * scales + 0.1
+    real.update(torch.randn(4 * dim, dim, generator=generator) * scales)
+    features = (torch.randn(batch, dim, generator=generator) * scales + 0.1).requires_grad_()
+    reference, estimator = FrechetReference.of(real), MovingAverage(dim, 0.999)
+    estimator.warm_start(start)
+    values, vectors = torch.linalg.eigh(real.covariance)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+
+    def step() -> torch.Tensor:
+        distance = frechet_to_reference(*estimator.population(features), reference)
+        (gradient,) = torch.autograd.grad(distance, features)
+        return gradient
+
+    ours, gradient = timed(step)
+    plain, expected = timed(lambda: autograd_step(features, estimator.state_dict(), real, root))
+    apart = ((gradient - expected).norm() / expected.norm()).item()
+    print(f"  ours {ours:6.2f} s   autograd through eigvalsh {plain:6.2f} s   ratio {plain / ours:.2f}", end="")
+    print(f"   gradients apart {apart:.1e} (float32 features)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dim", type=int, default=1024, help="width of the features; 2048 is Inception's")
+    parser.add_argument("--num-features", type=int, default=10_000, help="for the moments")
+    parser.add_argument("--batch", type=int, default=256, help="features at a time")
+    parser.add_argument("--only", choices=("distance", "moments", "loss"), help="one part")
+    parser.add_argument("--no-peer", action="store_true", help="leave out scipy's root, the slowest line")
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, numpy {np.__version__}, scipy {scipy.__version__}; ", end="")
+    print(f"{torch.get_num_threads()} threads (OMP_NUM_THREADS for torch and for numpy and scipy)")
+    if options.only in (None, "distance"):
+        distances(options.dim, with_peer=not options.no_peer)
+    if options.only in (None, "moments"):
+        moments(options.dim, options.num_features, options.batch)
+    if options.only in (None, "loss"):
+        loss_step(options.dim, batch=options.dim // 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""FD-loss as a whole: scaling, several representations, resume, and a generator that learns."""
+
+import pytest
+import torch
+
+from diptych.frechet import Moments
+from diptych.frechet.estimators import BatchOnly, MovingAverage, Queue
+from diptych.frechet.gradient import FrechetReference
+from diptych.frechet.loss import FDLoss, Representation
+
+
+def normal(num: int, dim: int, seed: int) -> torch.Tensor:
+    return torch.randn(num, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def reference(features: torch.Tensor) -> FrechetReference:
+    moments = Moments(features.shape[1])
+    moments.update(features)
+    return FrechetReference.of(moments)
+
+
+def two_spaces(**fields) -> FDLoss:
+    return FDLoss(
+        {
+            "a": Representation(reference=reference(normal(50, 4, 0)), estimator=BatchOnly(), **fields),
+            "b": Representation(reference=reference(normal(50, 6, 1)), estimator=Queue(6, 30), weight=0.5),
+        }
+    )
+
+
+def test_the_value_and_the_gradient_are_those_of_the_formula():
+    loss = two_spaces()
+    features = {"a": normal(9, 4, 2).requires_grad_(), "b": normal(5, 6, 3).requires_grad_()}  # other batch sizes
+    loss.warm_start({name: tensor.detach() for name, tensor in features.items()})
+    result = loss(features)
+    a, b = result.distances["a"], result.distances["b"]
+    assert result.loss.dtype == torch.float64
+    torch.testing.assert_close(result.loss.detach(), a / (a + 0.01) + 0.5 * b / (b + 0.01))
+    result.loss.backward()
+    for name, weight in (("a", 1.0), ("b", 0.5)):
+        plain = FDLoss({name: Representation(**{**vars(loss.representations[name]), "validation_distance": 1.0})})
+        alone = features[name].detach().requires_grad_()
+        (grad,) = torch.autograd.grad(plain({name: alone}).loss, alone)  # of weight * FD
+        torch.testing.assert_close(features[name].grad, grad / (result.distances[name] + 0.01), rtol=1e-10, atol=1e-14)
+        assert weight == plain.representations[name].weight
+
+
+def test_division_by_a_validation_distance():
+    loss = two_spaces(validation_distance=4.0)
+    loss.warm_start({"a": normal(9, 4, 2), "b": normal(9, 6, 3)})
+    result = loss({"a": normal(9, 4, 2), "b": normal(9, 6, 3)})
+    b = result.distances["b"]
+    torch.testing.assert_close(result.loss, result.distances["a"] / 4 + 0.5 * b / (b + 0.01))
+
+
+def test_float32_and_bfloat16_features():
+    for dtype in (torch.float32, torch.bfloat16):
+        loss = two_spaces()
+        start = {"a": normal(9, 4, 2).to(dtype), "b": normal(9, 6, 3).to(dtype)}
+        loss.warm_start(start)
+        features = {name: tensor.requires_grad_() for name, tensor in start.items()}
+        result = loss(features)
+        assert result.loss.dtype == torch.float32
+        result.loss.backward()
+        assert all(tensor.grad is not None and tensor.grad.dtype == dtype for tensor in features.values())
+
+
+def test_resume_is_equal_to_the_bit():
+    def make() -> FDLoss:
+        return FDLoss(
+            {
+                "a": Representation(reference=reference(normal(50, 4, 0)), estimator=MovingAverage(4, 0.9)),
+                "b": Representation(reference=reference(normal(50, 6, 1)), estimator=Queue(6, 30)),
+            }
+        )
+
+    def step(loss: FDLoss, seed: int) -> torch.Tensor:
+        result = loss({"a": normal(5, 4, seed).float(), "b": normal(5, 6, seed).float()})
+        loss.commit()
+        return result.loss
+
+    straight, resumed = make(), make()
+    straight.warm_start({"a": normal(9, 4, 2).float(), "b": normal(9, 6, 3).float()})
+    for seed in range(4):
+        step(straight, seed)
+    resumed.load_state_dict(straight.state_dict())
+    assert [step(resumed, seed).item() for seed in range(9)] == [step(straight, seed).item() for seed in range(9)]
+
+
+@pytest.mark.parametrize("kind", ["batch", "average", "queue"])
+def test_a_linear_generator_learns_the_real_moments(kind):
+    """Any estimator brings the distance from far down to what so small a batch leaves; the loss stays near 1."""
+    real = normal(4000, 4, 0) @ normal(4, 4, 1) + 2
+    estimator = {"batch": BatchOnly(), "average": MovingAverage(4, 0.5), "queue": Queue(4, 96)}[kind]
+    loss = FDLoss({"x": Representation(reference=reference(real), estimator=estimator)})
+    layer = torch.nn.Linear(4, 4).double()
+    torch.nn.init.eye_(layer.weight)
+    torch.nn.init.zeros_(layer.bias)
+    loss.warm_start({"x": layer(normal(96, 4, 2)).detach()})
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.06)
+    distances = []
+    for seed in range(150):
+        result = loss({"x": layer(normal(32, 4, 100 + seed))})
+        optimizer.zero_grad()
+        result.loss.backward()
+        optimizer.step()
+        loss.commit()
+        distances.append(result.distances["x"].item())
+        assert 0.5 < result.loss.item() < 1
+    assert sum(distances[-20:]) / 20 < 0.1 * distances[0]
+    whole = Moments(4)
+    whole.update(layer(normal(4000, 4, 3)))
+    assert (whole.mean - real.mean(0)).norm() < 0.3
+
+
+def test_refusals():
+    loss = two_spaces()
+    with pytest.raises(ValueError, match=r"features must be of \['a', 'b'\], got \['a'\]"):
+        loss({"a": normal(9, 4, 2)})
+    with pytest.raises(ValueError, match="features of a must have the reference's width 4, got 5"):
+        loss({"a": normal(9, 5, 2), "b": normal(9, 6, 3)})
+    bad = normal(9, 4, 2)
+    bad[3] = torch.nan
+    with pytest.raises(ValueError, match="features of a must be finite, but rows 3 of 9"):
+        loss({"a": bad, "b": normal(9, 6, 3)})
+    with pytest.raises(ValueError, match="features of a must be finite, but rows 3 of 9"):
+        loss.warm_start({"a": bad, "b": normal(9, 6, 3)})
+    with pytest.raises(ValueError, match="FDLoss needs at least one representation"):
+        FDLoss({})
+    with pytest.raises(ValueError, match=r"the state \['c'\]"):
+        loss.load_state_dict({"c": {}})
+    with pytest.raises(ValueError, match=r"validation_distance must be positive, got 0\.0"):
+        two_spaces(validation_distance=0.0)
