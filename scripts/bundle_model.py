@@ -8,12 +8,14 @@ import json
 import platform
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import diptych
 from diptych.evals.scenes import SCENE_TASKS, evaluate_scenes
-from diptych.unified.folder import BUNDLED, save_model
+from diptych.unified import UnifiedModel
+from diptych.unified.folder import BUNDLED, load_part, save_model
 
 
 def summary(run: Path, split_scores: dict[str, object], command: str) -> dict[str, object]:
@@ -46,6 +48,18 @@ def summary(run: Path, split_scores: dict[str, object], command: str) -> dict[st
     }
 
 
+def take_decoder(model: UnifiedModel, other: Any) -> None:
+    """The autoencoder ``other`` in place of the model's, if both have the same latents.
+
+    Backbone and denoiser learn from latents alone, so a decoder may be trained beside them.
+    """
+    noise = torch.rand(8, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        if not torch.equal(model.autoencoder.encode(noise), other.encode(noise)):
+            raise SystemExit("the autoencoder has another encoder than the model was trained with.")
+    model.autoencoder = other
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -53,12 +67,18 @@ def main() -> None:
     parser.add_argument(
         "--command",
         default="diptych train blip3o:features --out runs/features; diptych train blip3o:decoder --out runs/decoder; "
-        "diptych train blip3o:small --model.start-from.autoencoder runs/decoder",
+        "diptych train blip3o:sharpen --out runs/sharpen; "
+        "diptych train blip3o:small --model.start-from.autoencoder runs/sharpen",
+    )
+    parser.add_argument(
+        "--autoencoder", type=Path, help="a run whose decoder is taken; its encoder must be the model's own"
     )
     parser.add_argument("--num-per-category", type=int, default=300)
     arguments = parser.parse_args()
 
     model = diptych.load(arguments.run, device="cpu")
+    if arguments.autoencoder is not None:
+        take_decoder(model, load_part(arguments.autoencoder, "autoencoder"))
     scores: dict[str, object] = {}
     for split in ("test", "novel"):
         tasks = tuple(SCENE_TASKS) if split == "test" else ("geneval", "questions")

@@ -261,7 +261,9 @@ def _group(members: list[_Member], num_tokens: int) -> ImageGroup:
     starts = torch.tensor([member.first_slot for member in members])
     return ImageGroup(
         images=None if first.image is None else torch.stack([m.image for m in images if m.image is not None]),
-        features=None if first.features is None else torch.stack([m.features for m in images if m.features is not None]),
+        features=None
+        if first.features is None
+        else torch.stack([m.features for m in images if m.features is not None]),
         slots=starts[:, None] + torch.arange(num_tokens)[None, :],
         example_ids=torch.tensor([member.example for member in members]),
         size=first.size,

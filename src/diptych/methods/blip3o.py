@@ -130,7 +130,9 @@ def _stacked(
     if condition.shape[1] == null.shape[1]:
         return torch.cat([condition, null]), None
     padded = [F.pad(rows, (0, 0, 0, most - rows.shape[1])) for rows in (condition, null)]
-    counts = [torch.arange(most, device=rows.device).expand(len(rows), -1) < rows.shape[1] for rows in (condition, null)]
+    counts = [
+        torch.arange(most, device=rows.device).expand(len(rows), -1) < rows.shape[1] for rows in (condition, null)
+    ]
     return torch.cat(padded), torch.cat(counts)
 
 
@@ -277,7 +279,7 @@ class Blip3oConfig:
     query_std: float = 1.0
     """Standard deviation of the initial queries."""
     sees_context: bool = False
-    """The denoiser also attends to the hidden states at the pictures of the prompt; in the paper to the queries only."""
+    """The denoiser also attends to the hidden states at the prompt's pictures; in the paper to the queries only."""
     denoiser: LuminaConfig = field(default_factory=LuminaConfig)
     """The diffusion transformer."""
     time: UniformTime | LogitNormalTime | DiscreteTime = field(default_factory=DiscreteTime)

@@ -110,9 +110,7 @@ def _unified_task(task: TrainingTask, recipe: Recipe[Any], sources: "Mapping[str
         trained = matching_parts(stage.trainable, parts_of(model), f"stages.{name}.trainable")
         if getattr(recipe.model, "cache_features", False) and "autoencoder" not in trained and model.encoder is None:
             chosen = {source: sources[source] for source, weight in stage.mix.items() if weight > 0}
-            fill_cache(
-                model, cache, chosen, stage, autocast_dtype(recipe.precision, model.device) == torch.bfloat16
-            )
+            fill_cache(model, cache, chosen, stage, autocast_dtype(recipe.precision, model.device) == torch.bfloat16)
 
     return replace(
         task,

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
-"""Coefficients of ``a x + b x^3 + c x^5``: steepest at 0, and within 0.7 to 1.2 for singular values after five steps."""
+"""Coefficients of ``a x + b x^3 + c x^5``: steepest at 0, and singular values end within 0.7 to 1.2."""
 
 NEWTON_SCHULZ_STEPS = 5
 
@@ -62,10 +62,10 @@ class Muon(torch.optim.AdamW):
         by_shape: dict[tuple[int, int], list[Tensor]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
-                by_shape[tuple(sorted(parameter.shape))].append(parameter)  # type: ignore[index]
+                by_shape[tuple(sorted(parameter.shape))].append(parameter)
         lr, momentum = group["lr"], group["momentum"]
         for shape, members in by_shape.items():
-            gradients = [parameter.grad for parameter in members]
+            gradients = [parameter.grad for parameter in members if parameter.grad is not None]
             buffers = [self._momentum_buffer(parameter) for parameter in members]
             torch._foreach_lerp_(buffers, gradients, 1 - momentum)
             ahead = torch._foreach_lerp(gradients, buffers, momentum)  # Nesterov

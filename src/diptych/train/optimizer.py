@@ -23,7 +23,9 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerCon
     """
     is_any_sharded = any(is_sharded(parameter) for parameter in parameters.values())
     if config.name == "muon" and is_any_sharded:
-        raise ValueError("optimizer.name muon needs whole matrices, but FSDP2 shards them. Use adamw, or train with DDP.")
+        raise ValueError(
+            "optimizer.name muon needs whole matrices, but FSDP2 shards them. Use adamw, or train with DDP."
+        )
     groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in parameters.items():
         decay = config.weight_decay if parameter.ndim >= 2 else 0.0

@@ -268,9 +268,7 @@ class UnifiedModel(nn.Module):
         """
         return hidden_states[torch.cat([group.slots, group.context_slots], dim=1)]
 
-    def condition(
-        self, requests: Sequence[tuple[Part, ...]], size: tuple[int, int]
-    ) -> list[Float[Tensor, "rows dim"]]:
+    def condition(self, requests: Sequence[tuple[Part, ...]], size: tuple[int, int]) -> list[Float[Tensor, "rows dim"]]:
         """What the image head draws an image after each prompt from (`condition_rows`)."""
         if self.image_head is None:
             raise ValueError("this model cannot draw images. `diptych info` lists what it can do.")
