@@ -2,13 +2,18 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
+from diptych.data.example import ImageIn
 from diptych.data.sources.scenes import ScenesSource
 from diptych.flow.time import DiscreteTime, LogitNormalTime, UniformTime
 from diptych.methods.blip3o import Blip3oObjectives
+from diptych.models.backbones.protocol import BackboneOutput
 from diptych.scenes.labels import LABELS
+from diptych.unified import DrawSettings
 from tests.tiny_models import TINY, tiny_model
 
 
@@ -28,9 +33,10 @@ def gradients(model, terms):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model()
+@pytest.fixture(scope="module", params=["queries", "queries and pictures"])
+def model(request):
+    """The condition as in the paper, and with the prompt's pictures beside the queries."""
+    return tiny_model(config=replace(TINY, position_dim=8, sees_context=request.param != "queries"))
 
 
 def test_every_task_has_its_losses(model):
@@ -210,3 +216,68 @@ def test_one_batch_is_learnt_by_heart():
     assert first is not None and last is not None
     assert last["text"] < first["text"] / 1000
     assert last["flow"] < first["flow"] / 1000
+
+
+def test_context_is_the_pictures_before_a_drawing_and_nothing_else():
+    model = tiny_model(config=replace(TINY, sees_context=True))
+    chosen = examples(4, tasks=("text_to_image", "image_edit", "multi_reference", "interleaved"))
+    batch = model.collator(row_length=200)(chosen, [0, 1, 2, 3])
+    generator = torch.Generator().manual_seed(0)
+    shape = (*batch.token_ids.shape, 32)
+    hidden_states, embeddings = (torch.randn(shape, generator=generator) for _ in range(2))
+    output = BackboneOutput(hidden_states, None, {0: embeddings})
+    hidden_states, embeddings = hidden_states.flatten(0, 1), embeddings.flatten(0, 1)
+    grid = batch.inputs[0].slots.shape[1]
+    numbers = {}
+    for group in batch.outputs:
+        rows = model.condition_rows(output, group)
+        assert torch.equal(rows[:, :4], hidden_states[group.slots])
+        for image, example in enumerate(group.example_ids.tolist()):
+            before = [
+                slots
+                for looked_at in batch.inputs
+                for slots, owner in zip(looked_at.slots, looked_at.example_ids.tolist(), strict=True)
+                if owner == example and slots[0] < group.slots[image, 0]
+            ]
+            numbers.setdefault(example, []).append(len(before))
+            expected = torch.cat(
+                [embeddings[slots] for slots in sorted(before, key=lambda s: int(s[0]))] or [rows[:0, 0]]
+            )
+            torch.testing.assert_close(rows[image, 4:], F.rms_norm(expected, (32,)))
+            assert rows.shape[1] == 4 + grid * len(before)
+    references = sum(isinstance(part, ImageIn) for part in chosen[2].parts)
+    assert {key: sorted(value) for key, value in numbers.items()} == {0: [0], 1: [1], 2: [references], 3: [0, 1]}
+
+
+def test_pictures_of_the_prompt_reach_a_drawing_without_the_queries():
+    model = tiny_model(config=replace(TINY, sees_context=True))
+    chosen = examples(2, tasks=("image_edit",))
+    grads = gradients(model, terms_of(model, chosen, [0, 1], objectives=Blip3oObjectives(condition_drop=0.0)))
+    assert float(grads["connector.fc1.weight"].abs().max()) > 0
+    blind = tiny_model()
+    assert blind.collator()(chosen).outputs[0].context_slots.shape == (2, 0)
+
+
+def test_prompts_with_other_numbers_of_pictures_are_drawn_together_as_alone():
+    model = tiny_model(config=replace(TINY, sees_context=True))
+    picture = np.full((64, 64, 3), 200, np.uint8)
+    prompts = [["a red circle"], [picture, "make it blue"], [picture, picture, "both"], ["a blue square"]]
+    together = [np.asarray(image).astype(int) for image in model.generate_image(prompts, seed=[1, 2, 3, 4])]
+    for seed, (prompt, image) in enumerate(zip(prompts, together, strict=True), start=1):
+        alone = np.asarray(model.generate_image([prompt], seed=seed)[0]).astype(int)
+        assert np.abs(alone - image).max() <= 1
+    away = model.generate_image([[picture, "make it blue"]], negative_prompt="a red circle", seed=2)[0]
+    assert np.abs(np.asarray(away).astype(int) - together[1]).max() > 1
+
+
+def test_a_condition_padded_beside_a_longer_one_says_the_same():
+    """A negative prompt may have fewer pictures than the prompt."""
+    head = tiny_model(config=replace(TINY, sees_context=True)).image_head
+    generator = torch.Generator().manual_seed(0)
+    condition, null = (torch.randn(2, rows, 32, generator=generator) for rows in (20, 4))
+    noise = torch.randn(2, 8, 4, 4, generator=generator)
+    settings = DrawSettings(num_steps=2, guidance_scale=1.0)
+    both = head.draw(condition, null, noise, settings)
+    torch.testing.assert_close(both, head.draw(condition, condition, noise, settings), rtol=1e-4, atol=1e-5)
+    swapped = head.draw(null, condition, noise, settings)
+    torch.testing.assert_close(swapped, head.draw(null, null, noise, settings), rtol=1e-4, atol=1e-5)

@@ -64,8 +64,8 @@ class QueryFlowHead(nn.Module):
             dim: width of the backbone.
             full_queries: the queries of an image see each other in both directions; the paper's are causal.
             query_std: of the initial queries; 1 in the paper.
-            sees_context: the condition also has the hidden states at the pictures of the prompt, as in BLIP3o-NEXT's
-                editing; without it all that is kept of them must go through the queries.
+            sees_context: the condition also has the embedded pictures of the prompt, as BLIP3o-NEXT's editing has
+                reference tokens; without them all that is kept of a picture must go through the queries.
         """
         super().__init__()
         self.denoiser: Any = denoiser if isinstance(denoiser, nn.Module) else build_part(denoiser)
@@ -178,7 +178,8 @@ class Blip3oObjectives:
 
     def joint(self, model: UnifiedModel, batch: Batch, generator: torch.Generator) -> dict[str, LossTerm]:
         """``text``: cross-entropy of the answers. ``flow``: flow matching of the images that are drawn."""
-        hidden_states = model(batch).hidden_states.flatten(0, 1)
+        output = model.forward_for_drawing(batch)
+        hidden_states = output.hidden_states.flatten(0, 1)
         terms = {}
         if len(batch.target_slots):
             weights = batch.example_weights[batch.target_examples]
@@ -186,7 +187,7 @@ class Blip3oObjectives:
             terms["text"] = text_term(answers, batch.target_ids, model.backbone.logits, weights)
         losses, levels, weights_out = [], [], []
         for group in batch.outputs:
-            condition = model.condition_rows(hidden_states, group)
+            condition = model.condition_rows(output, group)
             seeds = batch.example_seeds[group.example_ids]
             loss, sigma = flow_loss(
                 model, group, condition, seeds, self.time, self.condition_drop, self.noise_repeats, self.loss_floor
@@ -279,7 +280,7 @@ class Blip3oConfig:
     query_std: float = 1.0
     """Standard deviation of the initial queries."""
     sees_context: bool = False
-    """The denoiser also attends to the hidden states at the prompt's pictures; in the paper to the queries only."""
+    """The denoiser also attends to the embedded pictures of the prompt; in the paper to the queries only."""
     denoiser: LuminaConfig = field(default_factory=LuminaConfig)
     """The diffusion transformer."""
     time: UniformTime | LogitNormalTime | DiscreteTime = field(default_factory=DiscreteTime)

@@ -268,8 +268,16 @@ def small() -> Recipe[Blip3oConfig]:
             "joint": joint,
             "all": replace(
                 joint,
-                mix={"draw": 0.22, "draw_few": 0.2, "ask": 0.25, "describe": 0.01, "edit": 0.28, "compose": 0.04},
-                num_steps=4400,
+                mix={
+                    "draw": 0.2,
+                    "draw_few": 0.18,
+                    "ask": 0.24,
+                    "describe": 0.01,
+                    "edit_few": 0.15,
+                    "edit": 0.2,
+                    "compose": 0.02,
+                },
+                num_steps=3000,
                 optimizer=replace(optimizer, decay_fraction=0.5, ema_decay=0.998),
             ),
         },

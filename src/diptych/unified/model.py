@@ -259,14 +259,21 @@ class UnifiedModel(nn.Module):
             drawn.update(zip(chosen, _to_images(self._space().decode(features.to(condition.dtype))), strict=True))
         return [drawn[index] for index in range(len(order))]
 
-    def condition_rows(
-        self, hidden_states: Float[Tensor, "slots dim"], group: ImageGroup
-    ) -> Float[Tensor, "images rows dim"]:
-        """Hidden states that the image head draws the images of a group from, out of those of a whole batch.
+    def condition_rows(self, output: BackboneOutput, group: ImageGroup) -> Float[Tensor, "images rows dim"]:
+        """What the image head draws the images of a group from, out of a pass over their whole batch.
 
-        Those at the head's own positions and, where it ``sees_context``, at the pictures before them.
+        Hidden states at the head's own positions and, where it ``sees_context``, the embeddings of the pictures before
+        them, brought to the same scale.
         """
-        return hidden_states[torch.cat([group.slots, group.context_slots], dim=1)]
+        rows = output.hidden_states.flatten(0, 1)[group.slots]
+        if not group.context_slots.shape[1]:
+            return rows
+        seen = output.layer_states[0].flatten(0, 1)[group.context_slots]
+        return torch.cat([rows, F.rms_norm(seen, seen.shape[-1:])], dim=1)
+
+    def forward_for_drawing(self, batch: Batch) -> BackboneOutput:
+        """One pass that keeps what `condition_rows` needs."""
+        return self(batch, layers=(0,) if getattr(self.image_head, "sees_context", False) else ())
 
     def condition(self, requests: Sequence[tuple[Part, ...]], size: tuple[int, int]) -> list[Float[Tensor, "rows dim"]]:
         """What the image head draws an image after each prompt from (`condition_rows`)."""
@@ -274,10 +281,10 @@ class UnifiedModel(nn.Module):
             raise ValueError("this model cannot draw images. `diptych info` lists what it can do.")
         examples = [Example((*parts, ImageOut(size=size)), key=f"prompt {i}") for i, parts in enumerate(requests)]
         batch = self.collator()(examples).to(self.device)
-        hidden_states = self(batch).hidden_states.flatten(0, 1)
+        output = self.forward_for_drawing(batch)
         found: dict[int, Tensor] = {}
         for group in batch.outputs:
-            found.update(zip(group.example_ids.tolist(), self.condition_rows(hidden_states, group), strict=True))
+            found.update(zip(group.example_ids.tolist(), self.condition_rows(output, group), strict=True))
         return [found[index] for index in range(len(requests))]
 
     def _draw(
