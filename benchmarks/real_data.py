@@ -45,7 +45,7 @@ def main() -> None:
         flags = {"nlvr": nlvr_flags, "emoji-taef2": taef2_flags, "emoji-features": features_flags}[run]
         folder = arguments.out / run
         started = time.perf_counter()
-        diptych_command("train", "blip3o:small", "--out", str(folder), *flags(packs, arguments.data, steps))
+        diptych_command("train", "blip3o:joint", "--out", str(folder), *flags(packs, arguments.data, steps))
         trained = time.perf_counter()
         model = diptych.load(folder, device="cpu")
         tables = score_nlvr(model, packs) if run == "nlvr" else score_emoji(model, packs, arguments, folder)

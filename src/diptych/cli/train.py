@@ -21,7 +21,7 @@ On several GPUs: accelerate launch -m diptych train RECIPE …"""
 EXAMPLES = """\
   diptych train blip3o:tiny
   diptych train blip3o:tiny --stages.joint.num-steps 50 --seed 3 --out runs/mine
-  diptych train blip3o:demo --data.mine '{"kind": "diptych.data.sources.folder:FolderSource", "path": "pictures"}'
+  diptych train blip3o:joint --data.mine '{"kind": "diptych.data.sources.folder:FolderSource", "path": "pictures"}'
   diptych train blip3o:tiny --help      (all fields of that recipe)"""
 
 
