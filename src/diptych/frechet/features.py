@@ -143,7 +143,8 @@ def encoder_features(
     Args:
         pooling: ``mean`` of the patch tokens; every other word takes the encoder's pooled vector and must be how the
             encoder pools (``own_pooling`` of the encoder, where it says).
-        size: where it is no multiple of the encoder's patch size, the image is padded with the encoder's mean colour.
+        size: where it is neither the size the encoder was trained at nor a multiple of its patch size, the image is
+            padded with the encoder's mean colour.
 
     Raises:
         ValueError: the encoder pools in another way, or not at all.
@@ -154,8 +155,10 @@ def encoder_features(
         raise ValueError(f"features {name}: pooling must be 'mean' or the encoder's own {own!r}, got {pooling!r}.")
     rule = getattr(encoder, "rule", None)
     mean, std = (rule.mean, rule.std) if rule is not None else ((0.5,) * 3, (0.5,) * 3)
+    trained = getattr(encoder, "trained_size", None)
+    multiple = 1 if size in (trained, (trained, trained)) else parts.patch_size
     preprocessing = Preprocessing(
-        size=size, resize=resize, mean=mean, std=std, pad_multiple=parts.patch_size, pooling=pooling, dtype=dtype
+        size=size, resize=resize, mean=mean, std=std, pad_multiple=multiple, pooling=pooling, dtype=dtype
     )
     dim = parts.dim if pooling == "mean" else getattr(encoder, "pooled_dim", parts.dim)
     return Features(

@@ -102,7 +102,7 @@ class _ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         sides = (kernel, kernel) if isinstance(kernel, int) else kernel
-        same = tuple(side // 2 for side in sides)
+        same = (sides[0] // 2, sides[1] // 2)
         self.conv = nn.Conv2d(
             channels_in, channels_out, sides, stride, same if padding is None else padding, bias=False
         )
