@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import sys
 import time
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,7 +110,7 @@ def holds_statistics(path: Path) -> bool:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {"mu", "sigma"} <= set(arrays)
-    except (OSError, ValueError, EOFError):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return False
 
 

@@ -6,6 +6,7 @@ encoded file was before it became 8-bit RGB is kept, because statistics depend o
 
 import hashlib
 import io
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +207,7 @@ def _npz_pictures(path: Path) -> PictureSet:
             names = list(arrays)
             name = next((name for name in _ARRAY_NAMES if name in names), None)
             images = arrays[name] if name is not None else None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path} is not a whole .npz file ({error}).") from None
     identity = _hash([f"{path.name}\0{_stamp(path)}"])
     if {"data", "offset"} <= set(names):

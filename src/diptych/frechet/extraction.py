@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ CHUNK_SIZE = 512
 """Pictures in a file."""
 
 
+@runtime_checkable
 class AnyPicture(Protocol):
     """See ``diptych.data.pictures.Picture``."""
 
@@ -41,6 +42,7 @@ class AnyPicture(Protocol):
     def fault(self) -> str: ...
 
 
+@runtime_checkable
 class AnyPictureSet(Protocol):
     """See ``diptych.data.pictures.PictureSet``."""
 
@@ -54,7 +56,7 @@ class AnyPictureSet(Protocol):
 class PixelRule:
     """How float pictures become values in [0, 1]; 8-bit ones need none."""
 
-    value_range: tuple[float, float] | None = None
+    value_range: tuple[float | int, float | int] | None = None
     outside: Outside = "refuse"
     quantize: bool = False
 
