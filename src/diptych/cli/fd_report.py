@@ -115,7 +115,14 @@ def bar_chart(scores: Sequence[Score], title: str) -> str:
 
 
 def _text(
-    x: float, y: float, text: str, *, anchor: str = "start", size: int = 11, weight: int = 400, color: str = "#222"
+    x: float | int,
+    y: float | int,
+    text: str,
+    *,
+    anchor: str = "start",
+    size: int = 11,
+    weight: int = 400,
+    color: str = "#222",
 ) -> str:
     from html import escape
 

@@ -192,7 +192,7 @@ class _Rows:
             self._lists["fault_names"].append(picture.name)
             self._lists["faults"].append(picture.fault)
             return
-        pixels = np.ascontiguousarray(picture.pixels)
+        pixels = np.array(picture.pixels, order="C")  # a copy: arrays of images may be read-only
         try:
             unit, kind = unit_images(
                 torch.from_numpy(pixels).permute(2, 0, 1)[None].to(self._device),
