@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diptych.interop.fid_inception import FILE_NAMES, load_fid_inception
+from diptych.interop.fid_inception import FILE_NAMES, graph_names, load_fid_inception
 from diptych.models.encoders.fid_inception import FidInception
 
 # Of each convolution: name, weight shape. The layout of the file that pytorch-fid downloads, block by block.
@@ -186,6 +186,59 @@ def test_wrong_files_are_refused(file, released, tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(ValueError, match="must hold tensors by name"):
         load_fid_inception(tmp_path / "list.pth")
+
+
+def varint(value):
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+def field(number, content):
+    if isinstance(content, int):
+        return varint(number << 3) + varint(content)
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def constant(name, array):
+    """A ``Const`` node as TensorFlow writes it."""
+    shape = b"".join(field(2, field(1, size)) for size in array.shape)
+    tensor = field(1, 1) + field(2, shape) + field(4, array.astype("<f4").tobytes())
+    dtype = field(5, field(1, b"dtype") + field(2, field(6, 1)))
+    value = field(5, field(1, b"value") + field(2, field(8, tensor)))
+    return field(1, field(1, name.encode()) + field(2, b"Const") + dtype + value)
+
+
+def test_the_original_graph_has_the_same_weights(released, tmp_path):
+    names = graph_names(FidInception())
+    assert len(names) == 94
+    known = {
+        "conv_4": "Conv2d_4a_3x3",
+        "mixed/conv": "Mixed_5b.branch1x1",
+        "mixed/tower_1/conv": "Mixed_5b.branch3x3dbl_1",
+        "mixed_10/tower/mixed/conv": "Mixed_7c.branch3x3_2a",
+        "mixed_10/tower_1/conv_1": "Mixed_7c.branch3x3dbl_2",
+        "mixed_10/tower_1/mixed/conv_1": "Mixed_7c.branch3x3dbl_3b",
+        "mixed_10/tower_2/conv": "Mixed_7c.branch_pool",
+    }
+    assert known.items() <= names.items()
+    nodes = [field(1, field(1, b"input") + field(2, b"Placeholder"))]
+    nodes += [constant("softmax/weights", released["fc.weight"].numpy().T)]
+    nodes += [constant("softmax/biases", released["fc.bias"].numpy())]
+    for theirs, ours in names.items():
+        kernel = released[f"{ours}.conv.weight"].permute(2, 3, 1, 0).contiguous().numpy()
+        nodes.append(constant(f"{theirs}/conv2d_params", kernel))
+        for name, part in (("gamma", "weight"), ("beta", "bias"), ("moving_mean", "running_mean")):
+            nodes.append(constant(f"{theirs}/batchnorm/{name}", released[f"{ours}.bn.{part}"].numpy()))
+        nodes.append(constant(f"{theirs}/batchnorm/moving_variance", released[f"{ours}.bn.running_var"].numpy()))
+    path = tmp_path / "classify_image_graph_def.pb"
+    path.write_bytes(b"".join(nodes))
+    loaded = load_fid_inception(path).state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in released.items())
+    path.write_bytes(b"".join(nodes)[:1_000_000])
+    with pytest.raises(ValueError, match="is no frozen TensorFlow graph, or a damaged one"):
+        load_fid_inception(path)
 
 
 def test_a_missing_file_is_named(monkeypatch, tmp_path):

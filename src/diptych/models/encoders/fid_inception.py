@@ -44,7 +44,7 @@ class FidInception(nn.Module):
         self.Mixed_5b = _block_a(192, 32)
         self.Mixed_5c = _block_a(256, 64)
         self.Mixed_5d = _block_a(288, 64)
-        self.Mixed_6a = _Mixed(
+        self.Mixed_6a = MixedBlock(
             288,
             [
                 [("branch3x3", 384, 3)],
@@ -56,7 +56,7 @@ class FidInception(nn.Module):
         self.Mixed_6c = _block_c(160)
         self.Mixed_6d = _block_c(160)
         self.Mixed_6e = _block_c(192)
-        self.Mixed_7a = _Mixed(
+        self.Mixed_7a = MixedBlock(
             768,
             [
                 [("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3)],
@@ -112,7 +112,7 @@ class _ConvNorm(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-class _Mixed(nn.Module):
+class MixedBlock(nn.Module):
     """Branches of convolutions side by side, then the pooled input.
 
     Args:
@@ -131,8 +131,8 @@ class _Mixed(nn.Module):
     ) -> None:
         super().__init__()
         self._pool = pool
-        self._branches = [[name for name, _, _ in branch] for branch in branches]
-        self._forks = {index: [name for name, _, _ in fork] for index, fork in (forks or {}).items()}
+        self.branches = [[name for name, _, _ in branch] for branch in branches]
+        self.fork_names = [[name for name, _, _ in (forks or {}).get(index, ())] for index in range(len(branches))]
         for index, branch in enumerate(branches):
             channels = channels_in
             for name, channels_out, kernel in branch:
@@ -147,19 +147,18 @@ class _Mixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         parts = []
-        for index, branch in enumerate(self._branches):
+        for branch, forks in zip(self.branches, self.fork_names, strict=True):
             y = x
             for name in branch:
                 y = self.get_submodule(name)(y)
-            forks = self._forks.get(index)
             parts += [self.get_submodule(name)(y) for name in forks] if forks else [y]
         pooled = _POOLS[self._pool](x)
         parts.append(pooled if self._pool == "shrink" else self.get_submodule("branch_pool")(pooled))
         return torch.cat(parts, 1)
 
 
-def _block_a(channels_in: int, pool_channels: int) -> _Mixed:
-    return _Mixed(
+def _block_a(channels_in: int, pool_channels: int) -> MixedBlock:
+    return MixedBlock(
         channels_in,
         [
             [("branch1x1", 64, 1)],
@@ -171,8 +170,8 @@ def _block_a(channels_in: int, pool_channels: int) -> _Mixed:
     )
 
 
-def _block_c(width: int) -> _Mixed:
-    return _Mixed(
+def _block_c(width: int) -> MixedBlock:
+    return MixedBlock(
         768,
         [
             [("branch1x1", 192, 1)],
@@ -190,8 +189,8 @@ def _block_c(width: int) -> _Mixed:
     )
 
 
-def _block_e(channels_in: int, pool: str) -> _Mixed:
-    return _Mixed(
+def _block_e(channels_in: int, pool: str) -> MixedBlock:
+    return MixedBlock(
         channels_in,
         [
             [("branch1x1", 320, 1)],
