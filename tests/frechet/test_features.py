@@ -86,11 +86,21 @@ def test_floats_are_resized_as_torch_does_and_stay_unclipped(before, after):
     assert before == (33, 47) or expected.min() < 0
 
 
-def test_uint8_and_the_same_floats_give_nearly_the_same_features():
+def test_8_bit_images_and_the_same_floats_give_the_same_features():
     features, images = tiny_features(), noise_images(24, 40)
-    torch.testing.assert_close(features(images), features(images.float() / 255, (0, 1)), atol=0.02, rtol=0)
+    torch.testing.assert_close(features(images), features(images.float() / 255, (0, 1)))
     signed = images.float() / 127.5 - 1
     torch.testing.assert_close(features(signed, (-1, 1)), features(images.float(), (0, 255)), atol=1e-5, rtol=1e-4)
+
+
+def test_pillow_s_resize_takes_8_bits_only():
+    features, images = tiny_features(resize="pillow-bicubic"), noise_images(24, 40)
+    resized = resize_antialiased(images, (16, 16))
+    assert torch.equal(features(images), features(resized))
+    assert not torch.equal(features(images), tiny_features()(images))
+    with pytest.raises(ValueError, match="pillow-bicubic is of 8-bit images: say quantize=True"):
+        features(images.float() / 255, (0, 1))
+    assert torch.equal(features(images.float() / 255, (0, 1), quantize=True), features(images))
 
 
 @pytest.mark.parametrize(
@@ -205,12 +215,13 @@ def test_another_width_than_promised_is_named():
 def test_an_encoder_sees_what_its_own_preprocessing_makes():
     torch.manual_seed(0)
     encoder = VisionTransformer(image_size=16, patch_size=8, dim=16, num_layers=1, num_heads=2, resize_policy="stretch")
-    features = encoder_features(encoder, name="ours", pooling="attention", size=(16, 16))
+    resize = {"size": (16, 16), "resize": "pillow-bicubic"}
+    features = encoder_features(encoder, name="ours", pooling="attention", **resize)
     pixels = noise_images(40, 24)
     prepared = torch.stack([encoder.preprocess(image.permute(1, 2, 0).numpy()) for image in pixels])
-    torch.testing.assert_close(features(pixels), encoder(prepared).pooled, atol=2e-2, rtol=0)
-    mean = encoder_features(encoder, name="ours", pooling="mean", size=(16, 16))
-    torch.testing.assert_close(mean(pixels), encoder(prepared).tokens.mean(1), atol=2e-2, rtol=0)
+    torch.testing.assert_close(features(pixels), encoder(prepared).pooled, atol=1e-5, rtol=1e-4)
+    mean = encoder_features(encoder, name="ours", pooling="mean", **resize)
+    torch.testing.assert_close(mean(pixels), encoder(prepared).tokens.mean(1), atol=1e-5, rtol=1e-4)
     assert mean.fingerprint != features.fingerprint and mean.network_id == features.network_id
     with pytest.raises(ValueError, match="must be 'mean' or the encoder's own 'attention', got 'class-token'"):
         encoder_features(encoder, name="ours", pooling="class-token", size=(16, 16))

@@ -75,7 +75,7 @@ def test_unknown_networks_are_refused_with_a_way_out(spec, message):
 
 def features_of(pictures, features, folder):
     place = extraction_folder(folder, pictures, features, PixelRule())
-    extract(pictures, features, place, batch_size=32)
+    extract(pictures, features, place, batch_size=16)
     assert missing_chunks(place, len(pictures)) == []
     moments = features.new_moments()
     moments.update(torch.from_numpy(read_extracted(place, len(pictures)).features))
