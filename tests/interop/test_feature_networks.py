@@ -50,6 +50,20 @@ def test_a_function_of_the_users():
         load_features("mine=no_such_module:make")
 
 
+def test_a_tower_in_a_folder(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2}
+    config = transformers.Dinov2Config(**sizes, image_size=28, patch_size=14)
+    transformers.Dinov2Model(config).save_pretrained(tmp_path)
+    features = load_features(f"dinov2={tmp_path}")
+    assert (features.dim, features.preprocessing.size, features.preprocessing.pad_multiple) == (16, (256, 256), 14)
+    assert features.preprocessing.pooling == "class-token"
+    assert load_features(f"dinov2@28={tmp_path}").preprocessing.pad_multiple == 1
+    images = torch.rand(1, 3, 30, 30, requires_grad=True)
+    load_features(f"dinov2@28={tmp_path}")(images, (0, 1)).sum().backward()
+    assert images.grad.abs().sum() > 0
+
+
 def test_a_plain_graph_at_its_own_size_and_another(tmp_path):
     write_classifier(tmp_path)
     path = tmp_path / "toy.graph.json"
