@@ -45,7 +45,7 @@ def _constant(node: memoryview) -> tuple[str, np.ndarray | None]:
             operation = str(content, "utf-8")  # type: ignore[arg-type]
         elif number == 5:
             entry = dict(_fields(content))  # type: ignore[arg-type]
-            if bytes(entry.get(1, b"")) == b"value":  # type: ignore[arg-type]
+            if bytes(entry.get(1, b"")) == b"value":
                 value = entry.get(2)
     if operation != "Const" or value is None:
         return name, None
@@ -61,11 +61,11 @@ def _floats(tensor: memoryview) -> np.ndarray | None:
             return None
         if number == 2:
             dims = [dict(_fields(dim)) for key, dim in _fields(value) if key == 2]  # type: ignore[arg-type]
-            shape = [int(dim.get(1, 0)) for dim in dims]  # type: ignore[call-overload]
+            shape = [int(dim.get(1, 0)) for dim in dims]
         elif number == 4:
-            content = bytes(value)  # type: ignore[arg-type]
+            content = bytes(value)
         elif number == 5:
-            listed += bytes(value)  # type: ignore[arg-type]
+            listed += bytes(value)
     values = np.frombuffer(content or listed, dtype="<f4")
     if len(values) == 1:  # one value stands for all
         return np.full(shape, values[0], dtype=np.float32)
