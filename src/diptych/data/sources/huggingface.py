@@ -93,9 +93,9 @@ class HuggingFaceReader:
         values = dict(fields.values)
         for column in ("image", "target_image"):
             if column in values:
-                values[column] = _image_bytes(values[column], name)
+                values[column] = stored_image(values[column], name)
         if "images" in values:
-            values["images"] = [_image_bytes(value, name) for value in values["images"]]
+            values["images"] = [stored_image(value, name) for value in values["images"]]
         return Fields(fields.key, name, values, fields.metadata)
 
     def _row(self, index: int, name: str) -> dict[str, Any]:
@@ -151,8 +151,8 @@ def _load_saved(saved: Any, config: HuggingFaceSource) -> Any:
     return saved[config.split]
 
 
-def _image_bytes(value: Any, name: str) -> Any:
-    """Bytes of an image column: ``{"bytes", "path"}``, bytes, or a path."""
+def stored_image(value: Any, name: str) -> Any:
+    """Bytes of a value of an image column: ``{"bytes", "path"}``, bytes, or a path; other values as they are."""
     if isinstance(value, dict) and value.get("bytes") is not None:
         return value["bytes"]
     path = value.get("path") if isinstance(value, dict) else value

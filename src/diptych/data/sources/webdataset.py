@@ -147,6 +147,11 @@ class LocalShards:
             raise BadRecord("duplicate file", name, ", ".join(member.extension for member in members))
         return TarRecord(key, name, members, self._file_of(shard))
 
+    @property
+    def shard_names(self) -> list[str]:
+        """Paths or URLs of the shards, in the order of their records."""
+        return list(self._shards)
+
     def _count_records(self) -> list[int]:
         return [self._index_of(shard).num_records for shard in range(len(self._shards))]
 

@@ -1,4 +1,5 @@
-"""Released vision towers through ``transformers``: CLIP, SigLIP, SigLIP 2, DINOv2, DINOv3, MAE and ConvNeXt V2.
+"""Released vision towers through ``transformers``: CLIP, SigLIP, SigLIP 2, DINOv2, DINOv3, MAE, I-JEPA and
+ConvNeXt V2.
 
 Only the vision part is loaded, with the resize rule, mean and std of its processor. Tokens and pooled output are those
 of the model in transformers, without class and register tokens. CLIP has no norm after its last block for patch
@@ -33,7 +34,9 @@ class _Family:
     """Processor class whose defaults hold where a checkpoint comes without a preprocessor file."""
     has_class_token: bool = True
     has_pooler: bool = True
-    """False: the pooled output is the normed class token."""
+    """False: the pooled output is the normed class token, or the mean of the tokens where there is none."""
+    pooling: str = "class-token"
+    """How the pooled output comes about, in the words of `diptych.frechet.preprocessing`; before any projection."""
     interpolates_on_request: bool = False
     """Positions are resampled for other sizes only if the call says so."""
 
@@ -41,14 +44,28 @@ class _Family:
 FAMILIES: dict[str, _Family] = {
     "clip_vision_model": _Family("CLIPVisionModel", "CLIPImageProcessor", interpolates_on_request=True),
     "siglip_vision_model": _Family(
-        "SiglipVisionModel", "SiglipImageProcessor", has_class_token=False, interpolates_on_request=True
+        "SiglipVisionModel",
+        "SiglipImageProcessor",
+        has_class_token=False,
+        pooling="attention",
+        interpolates_on_request=True,
     ),
-    "siglip2_vision_model": _Family("Siglip2VisionModel", "Siglip2ImageProcessor", has_class_token=False),
+    "siglip2_vision_model": _Family(
+        "Siglip2VisionModel", "Siglip2ImageProcessor", has_class_token=False, pooling="attention"
+    ),
     "dinov2": _Family("Dinov2Model", "BitImageProcessor"),
     "dinov2_with_registers": _Family("Dinov2WithRegistersModel", "BitImageProcessor"),
     "dinov3_vit": _Family("DINOv3ViTModel", "DINOv3ViTImageProcessor"),
     "vit_mae": _Family("ViTMAEModel", "ViTImageProcessor", has_pooler=False, interpolates_on_request=True),
-    "convnextv2": _Family("ConvNextV2Model", "ConvNextImageProcessor", has_class_token=False),
+    "ijepa": _Family(
+        "IJepaModel",
+        "ViTImageProcessor",
+        has_class_token=False,
+        has_pooler=False,
+        pooling="mean",
+        interpolates_on_request=True,
+    ),
+    "convnextv2": _Family("ConvNextV2Model", "ConvNextImageProcessor", has_class_token=False, pooling="network"),
 }
 """Known architectures by the ``model_type`` of their config."""
 
@@ -95,6 +112,11 @@ class HuggingFaceEncoder(nn.Module):
         self.num_prefix_tokens = int(family.has_class_token) + int(getattr(config, "num_register_tokens", 0))
         self.trained_size = None if model_type == "siglip2_vision_model" else int(config.image_size)
 
+    @property
+    def own_pooling(self) -> str:
+        """How the pooled output comes about: ``class-token``, ``attention``, ``mean`` or ``network`` (its own way)."""
+        return FAMILIES[self.family].pooling
+
     def preprocess(
         self, pixels: NDArray[np.uint8], size: tuple[int, int] | None = None
     ) -> Float[Tensor, "3 height width"]:
@@ -115,7 +137,9 @@ class HuggingFaceEncoder(nn.Module):
         with self._record(layers) as states:
             output = self.model(**self._inputs(normalized, rows, cols))
         tokens = output.last_hidden_state
-        pooled = output.pooler_output if FAMILIES[self.family].has_pooler else tokens[:, 0]
+        family = FAMILIES[self.family]
+        unpooled = tokens[:, 0] if family.has_class_token else tokens.mean(1)
+        pooled = output.pooler_output if family.has_pooler else unpooled
         layer_tokens = {index: self._patch_tokens(states[index]) for index in layers}
         return EncoderOutput(self._patch_tokens(tokens), (rows, cols), pooled, layer_tokens)
 

@@ -139,6 +139,13 @@ class VisionTransformer(nn.Module):
         if positions == "learned":
             self.position_table = nn.Parameter(torch.randn(dim, height // patch_size, width // patch_size) * 0.02)
 
+    @property
+    def own_pooling(self) -> str:
+        """How the pooled output comes about: ``attention``, ``mean``, or ``network`` where a projection follows."""
+        if not isinstance(self.pooled_projection, nn.Identity):
+            return "network"
+        return "mean" if self.pooling is None else "attention"
+
     def preprocess(
         self, pixels: NDArray[np.uint8], size: tuple[int, int] | None = None
     ) -> Float[Tensor, "3 height width"]:

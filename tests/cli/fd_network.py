@@ -1,0 +1,47 @@
+"""Feature networks for the tests of ``diptych fd``, named on its command line as functions."""
+
+import os
+import time
+
+import torch
+from torch import nn
+
+from diptych.frechet.features import Features, module_features
+
+
+class Slow(nn.Module):
+    """Waits, so that a test can end the process in the middle."""
+
+    def forward(self, x):
+        time.sleep(float(os.environ.get("FD_TEST_SECONDS", "0")))
+        return x
+
+
+def _network(seed: int, *before: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(seed)
+    conv = nn.Conv2d(3, 5, 3, 2)
+    with torch.no_grad():
+        for parameter in conv.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return nn.Sequential(*before, conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def tiny() -> Features:
+    return module_features(_network(0), name="tiny", dim=5, size=(8, 8))
+
+
+def other() -> Features:
+    return module_features(_network(1), name="other", dim=5, size=(8, 8))
+
+
+def slow() -> Features:
+    return module_features(_network(0, Slow()), name="slow", dim=5, size=(8, 8))
+
+
+def broken() -> Features:
+    return module_features(nn.Sequential(nn.Flatten(), Divide()), name="broken", dim=192, size=(8, 8))
+
+
+class Divide(nn.Module):
+    def forward(self, x):
+        return x / 0
