@@ -326,12 +326,12 @@ def demo() -> Recipe[Blip3oConfig]:
             "joint": replace(
                 last,
                 mix={"draw_few": 0.35, "draw": 0.3, "ask": 0.25, "edit_few": 0.1},
-                num_steps=1000,
+                num_steps=520,
                 optimizer=replace(last.optimizer, decay_fraction=0.5),
             ),
         },
         evaluation=replace(base.evaluation, scorers=("geneval", "questions", "editing")),
-        logging=LoggingConfig(every_steps=25, sample_every=500),
+        logging=LoggingConfig(every_steps=25, sample_every=260),
     )
 
 
