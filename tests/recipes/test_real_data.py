@@ -145,5 +145,5 @@ def test_a_kind_that_builds_nothing_is_refused():
 
 
 def test_what_is_on_can_be_turned_off():
-    assert blip3o.demo().model.cache_features
-    assert not override(blip3o.demo(), ["--model.no-cache-features"]).model.cache_features
+    assert blip3o.demo().model.full_queries
+    assert not override(blip3o.demo(), ["--model.no-full-queries"]).model.full_queries
