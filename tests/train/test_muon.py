@@ -106,7 +106,8 @@ def test_bad_settings_are_named():
 
 
 def test_a_recipe_with_muon_goes_through_json():
-    from diptych.recipes.blip3o import tiny
+    from diptych.recipes.blip3o import small
 
-    recipe: Recipe = tiny()
+    recipe: Recipe = small()
+    assert {stage.optimizer.name for stage in recipe.stages.values()} == {"muon"}
     assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
