@@ -1,12 +1,14 @@
 """Muon: orthogonal updates, AdamW for the rest, state that saves and resumes, and what it may not be given."""
 
 import copy
+import multiprocessing
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
-from diptych.train.muon import Muon, orthogonalize
+from diptych.train.muon import Muon, _owners, orthogonalize
 from diptych.train.optimizer import build_optimizer, is_hidden_matrix, load_optimizer_tensors, optimizer_tensors
 from diptych.train.recipe import OptimizerConfig, Recipe
 from diptych.train.serialization import recipe_from_dict, recipe_to_dict
@@ -111,3 +113,43 @@ def test_a_recipe_with_muon_goes_through_json():
     recipe: Recipe = small()
     assert {stage.optimizer.name for stage in recipe.stages.values()} == {"muon"}
     assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
+
+
+def updated_weights(rank: int, world: int, store: str, results: object) -> None:
+    """Two steps of Muon in one of several processes, which have equal gradients."""
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
+    model = toy()
+    optimizer = build_optimizer(names(model), OptimizerConfig(name="muon", lr=1e-2, matrix_lr=0.1))
+    for step in range(2):
+        fill_gradients(model, step)
+        optimizer.step()
+    results.put((rank, {name: parameter.tolist() for name, parameter in names(model).items()}))
+
+
+@pytest.mark.process
+def test_processes_share_the_iteration_and_get_the_updates_of_one(tmp_path):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    updated_weights(0, 1, "", results)
+    _, alone = results.get(timeout=60)
+    children = [
+        context.Process(target=updated_weights, args=(rank, 2, str(tmp_path / "store"), results)) for rank in range(2)
+    ]
+    for child in children:
+        child.start()
+    found = dict(results.get(timeout=60) for _ in children)
+    for child in children:
+        child.join(60)
+    assert found[0] == found[1]
+    for name, values in alone.items():
+        torch.testing.assert_close(torch.tensor(found[0][name]), torch.tensor(values), atol=1e-6, rtol=1e-6)
+
+
+def test_the_iteration_is_shared_evenly():
+    matrices = [torch.empty(8, 8)] * 5 + [torch.empty(16, 8)] * 2
+    owners = _owners(matrices, 2)
+    work = [512] * 5 + [1024] * 2
+    assert {sum(w for w, owner in zip(work, owners, strict=True) if owner == rank) for rank in (0, 1)} == {2048, 2560}
+    assert _owners(matrices, 1) == [0] * 7
