@@ -9,7 +9,7 @@ from jaxtyping import TypeCheckError
 
 from diptych.data.example import ImageIn, ImageOut, Text, load_pixels
 from diptych.data.sources.protocol import Source, SourceConfig
-from diptych.data.sources.scenes import SCENE_TASKS, ScenesSource, scene_key
+from diptych.data.sources.scenes import DESCRIBE_PROMPTS, SCENE_TASKS, ScenesSource, scene_key
 from diptych.scenes.parse import parse
 from diptych.scenes.program import detections_of
 from diptych.scenes.rules import evaluate_metadata
@@ -171,6 +171,7 @@ def test_wrong_fields_name_their_limits():
         ({"num_scenes": 0}, "ScenesSource.num_scenes must be at least 1, got 0"),
         ({"max_objects": 7}, "ScenesSource.max_objects must be 1 to 6, got 7"),
         ({"max_objects": 1, "split": "test"}, "ScenesSource.max_objects must be 2 to 6, got 1"),
+        ({"min_objects": 3, "max_objects": 2}, "ScenesSource.min_objects must be 1 to 2, got 3"),
         ({"image_size": 4}, "ScenesSource.image_size must be 8 to 4096, got 4"),
         ({"seed": -1}, "ScenesSource.seed must be at least 0, got -1"),
         ({"edits_per_scene": 0}, "ScenesSource.edits_per_scene must be at least 1, got 0"),
@@ -196,6 +197,23 @@ def test_kinds_of_questions_can_be_chosen():
         ScenesSource(question_kinds=("weight",))
     with pytest.raises(ValueError, match=r"question_kinds must be among"):
         ScenesSource(question_kinds=())
+
+
+def test_kinds_of_edits_can_be_chosen():
+    chosen = ScenesSource(task="image_edit", num_scenes=30, edit_kinds=("recolor", "swap"), max_objects=2).build()
+    made = [chosen.edit(index, epoch) for index in range(30) for epoch in (0, 1)]
+    assert {one.kind for one in made} == {"recolor", "swap"}
+    assert all(len(one.source.objects) == 2 for one in made if one.kind == "swap")
+    with pytest.raises(ValueError, match=r"edit_kinds must be among add, remove, .*, got \('paint',\)"):
+        ScenesSource(edit_kinds=("paint",))
+
+
+def test_scenes_have_as_many_objects_as_asked_for():
+    source = ScenesSource(num_scenes=30, min_objects=2, max_objects=3, caption_style="placed").build()
+    assert {len(source.scene(index).objects) for index in range(30)} == {2, 3}
+    assert {source.example(index).metadata["kind"] for index in range(30)} == {"placed"}
+    told = replace(source.config, task="image_to_text").build().example(0)
+    assert told.parts[1].text == DESCRIBE_PROMPTS["placed"]
 
 
 def test_several_questions_are_turns_about_one_picture():

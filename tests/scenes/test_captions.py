@@ -8,7 +8,7 @@ from diptych.scenes.scene import Scene, SceneObject
 from diptych.scenes.split import split_scene
 
 
-@pytest.mark.parametrize("style", ["short", "paraphrase", "long", "mixed"])
+@pytest.mark.parametrize("style", ["short", "placed", "paraphrase", "long", "mixed"])
 def test_every_statement_of_every_caption_is_true(style):
     rng = np.random.default_rng(1)
     for scene in some_of_each_split(200):
@@ -16,7 +16,7 @@ def test_every_statement_of_every_caption_is_true(style):
         assert caption_is_true(text, scene), (text, scene)
 
 
-@pytest.mark.parametrize("style", ["short", "paraphrase", "long"])
+@pytest.mark.parametrize("style", ["short", "placed", "paraphrase", "long"])
 def test_the_reader_of_this_test_sees_false_captions(style):
     """A caption of one scene is false of a scene with one object recoloured, reshaped or taken away."""
     rng = np.random.default_rng(2)
@@ -35,7 +35,7 @@ def test_the_reader_of_this_test_sees_false_captions(style):
 
 def test_captions_depend_on_the_state_of_the_generator_alone():
     scene = split_scene(np.random.default_rng(3))
-    for style in ("short", "paraphrase", "long", "mixed"):
+    for style in ("short", "placed", "paraphrase", "long", "mixed"):
         first, second = (caption(scene, np.random.default_rng(4), style) for _ in range(2))
         assert first == second
 
@@ -51,6 +51,21 @@ def test_a_scene_of_two_objects_is_described_with_and_without_relation():
         "a blue square and a red circle",
     }
     assert texts == bodies | {f"a photo of {body}" for body in bodies}
+
+
+def test_placed_captions_always_say_where():
+    one = SceneObject("circle", "red", "small", 0.5, 0.2)
+    scene = Scene((one, SceneObject("square", "blue", "large", 0.5, 0.7)))
+    rng = np.random.default_rng(5)
+    assert {caption(Scene((one,)), rng, "placed").removeprefix("a photo of ") for _ in range(20)} == {
+        "a red circle at the top"
+    }
+    assert {caption(scene, rng, "placed").removeprefix("a photo of ") for _ in range(200)} == {
+        "a red circle above a blue square",
+        "a blue square below a red circle",
+        "a red circle at the top and a blue square at the bottom",
+        "a blue square at the bottom and a red circle at the top",
+    }
 
 
 def test_groups_are_counted_and_plurals_spelt():
@@ -69,7 +84,7 @@ def test_empty_scene():
 
 
 def test_unknown_style_names_the_known_ones():
-    with pytest.raises(ValueError, match="style must be one of short, long, paraphrase, mixed, got 'terse'"):
+    with pytest.raises(ValueError, match="style must be one of short, placed, long, paraphrase, mixed, got 'terse'"):
         caption(Scene(()), np.random.default_rng(0), "terse")
 
 
@@ -78,6 +93,6 @@ def test_every_statement_of_every_caption_is_true_full_count():
     rng = np.random.default_rng(8)
     for _ in range(10_000):
         scene = split_scene(rng)
-        for style in ("short", "paraphrase", "long"):
+        for style in ("short", "placed", "paraphrase", "long"):
             text = caption(scene, rng, style)
             assert caption_is_true(text, scene), (text, scene)

@@ -151,6 +151,8 @@ def test_wrong_arguments_name_the_limits():
         split_scene(rng, "test", num_objects=1)
     with pytest.raises(ValueError, match="max_objects must be 1 to 6 in split 'train', got 7"):
         split_scene(rng, "train", max_objects=7)
+    with pytest.raises(ValueError, match="min_objects must be 1 to max_objects = 2, got 3"):
+        split_scene(rng, "train", min_objects=3, max_objects=2)
 
 
 @pytest.mark.parametrize("split", ["train", "test", "novel"])
@@ -159,6 +161,7 @@ def test_number_of_objects_can_be_asked_for(split):
     for number in range(2, 7):
         assert len(split_scene(rng, split, num_objects=number).objects) == number
     assert all(len(split_scene(rng, split, max_objects=2).objects) <= 2 for _ in range(30))
+    assert {len(split_scene(rng, split, min_objects=3, max_objects=4).objects) for _ in range(30)} == {3, 4}
 
 
 @pytest.mark.slow

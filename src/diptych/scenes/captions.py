@@ -1,8 +1,9 @@
 """Captions of scenes. Every statement is true of the scene; relations are those of the benchmark's rule engine.
 
-Styles: ``short`` names all objects by type and number and is worded like the prompts of the benchmark; ``paraphrase``
-says the same in many other ways, with a size, a place or the background now and then; ``long`` describes every object
-with size and place in several sentences.
+Styles: ``short`` names all objects by type and number and is worded like the prompts of the benchmark; ``placed`` is
+``short`` that says where things are, by the relation of two types or by a place for each; ``paraphrase`` says the
+same as ``short`` in many other ways, with a size, a place or the background now and then; ``long`` describes every
+object with size and place in several sentences.
 """
 
 from typing import Literal, TypeAlias, get_args
@@ -27,7 +28,7 @@ from diptych.scenes.phrases import (
 from diptych.scenes.relations import group_relations, relations_of
 from diptych.scenes.scene import ObjectType, Scene
 
-CaptionStyle: TypeAlias = Literal["short", "long", "paraphrase", "mixed"]
+CaptionStyle: TypeAlias = Literal["short", "placed", "long", "paraphrase", "mixed"]
 CAPTION_STYLES: tuple[CaptionStyle, ...] = get_args(CaptionStyle)
 
 SHORT_SHARE = 0.6
@@ -38,6 +39,7 @@ _OPENERS = ("a picture of", "an image of", "a drawing of", "a photo showing", "a
 _SIZE_SHARE = 0.3
 _BACKGROUND_SHARE = 0.25
 _RELATION_SHARE = 0.5
+_RELATION_IN_PLACED_SHARE = 0.7
 
 
 def caption(scene: Scene, rng: np.random.Generator, style: str = "short") -> str:
@@ -58,6 +60,8 @@ def caption(scene: Scene, rng: np.random.Generator, style: str = "short") -> str
         return _long(scene, rng)
     if chosen == "paraphrase":
         return _paraphrase(scene, rng)
+    if chosen == "placed":
+        return _placed_caption(scene, rng)
     return short_caption(scene, rng)
 
 
@@ -72,6 +76,16 @@ def short_caption(scene: Scene, rng: np.random.Generator) -> str:
     body = _relation_body(scene, rng) if rng.random() < _RELATION_SHARE else None
     if body is None:
         body = join_list([counted(n, type_name(kind)) for kind, n in shuffled(rng, list(group_by_type(scene).items()))])
+    return f"a photo of {body}" if rng.random() < 0.5 else body
+
+
+def _placed_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """The relation of two types where one holds, mostly; else every object with its place, several alike by number."""
+    body = _relation_body(scene, rng) if rng.random() < _RELATION_IN_PLACED_SHARE else None
+    if body is None:
+        groups = shuffled(rng, list(group_by_type(scene).items()))
+        places = {item.type: PLACE_PHRASES[place_of(item)] for item in scene.objects}
+        body = join_list([counted(n, type_name(kind)) + (f" {places[kind]}" if n == 1 else "") for kind, n in groups])
     return f"a photo of {body}" if rng.random() < 0.5 else body
 
 

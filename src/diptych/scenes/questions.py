@@ -10,13 +10,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diptych.scenes.phrases import describe, pick, plural, referents, shuffled, type_name, weighted_order, with_article
+from diptych.scenes.phrases import (
+    PLACES,
+    describe,
+    pick,
+    place_of,
+    plural,
+    referents,
+    shuffled,
+    type_name,
+    weighted_order,
+    with_article,
+)
 from diptych.scenes.relations import relations_of
 from diptych.scenes.rules import OPPOSITE, RELATIONS
 from diptych.scenes.scene import COLORS, SHAPES, SIZES, ObjectType, Scene, SceneObject
 from diptych.scenes.split import TYPES
 
 QUESTION_KINDS = ("existence", "color", "shape", "size", "count", "relation", "comparison")
+"""The kinds that are scored."""
+TRAINING_QUESTION_KINDS = (*QUESTION_KINDS, "place")
+"""And one more for training: where an object is must be read before relations can be."""
 YES_NO = ("yes", "no")
 DIRECTIONS = {"left of": "left", "right of": "right", "above": "above", "below": "below"}
 COUNTS = tuple(str(number) for number in range(7))
@@ -44,14 +58,15 @@ def question(
     """A question about a scene, deterministic in the state of ``rng``.
 
     Args:
-        kind: one of ``QUESTION_KINDS``; without it one that the scene allows, in random order.
+        kind: one of ``TRAINING_QUESTION_KINDS``; without it one of ``QUESTION_KINDS`` that the scene allows, in random
+            order.
         types: absent types that may be asked for; training passes those of its split.
 
     Raises:
         ValueError: an unknown kind, or one that the scene does not allow (no relation in a scene of one object).
     """
-    if kind is not None and kind not in QUESTION_KINDS:
-        raise ValueError(f"question: kind must be one of {', '.join(QUESTION_KINDS)}, got {kind!r}.")
+    if kind is not None and kind not in TRAINING_QUESTION_KINDS:
+        raise ValueError(f"question: kind must be one of {', '.join(TRAINING_QUESTION_KINDS)}, got {kind!r}.")
     for candidate in [kind] if kind is not None else weighted_order(rng, QUESTION_KINDS, _EAGERNESS):
         built = _BUILDERS[candidate](scene, rng, types)
         if built is not None:
@@ -136,6 +151,15 @@ def _count(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) 
             chosen = number
             break
     return f"How many {plural(pick(rng, nouns[chosen]))} are there?", str(chosen), COUNTS
+
+
+def _place(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> Built:
+    for form in shuffled(rng, ("type", "type", "shape", "color", "size type")):
+        names = referents(scene, form)
+        if names:
+            index = pick(rng, list(names))
+            return f"Where is the {names[index]}?", place_of(scene.objects[index]), PLACES
+    return None
 
 
 def _named_pair(
@@ -253,4 +277,5 @@ _BUILDERS: dict[str, Callable[[Scene, np.random.Generator, Sequence[ObjectType]]
     "count": _count,
     "relation": _relation,
     "comparison": _comparison,
+    "place": _place,
 }

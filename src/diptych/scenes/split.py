@@ -187,6 +187,7 @@ def split_scene(
     split: Split = "train",
     *,
     num_objects: int | None = None,
+    min_objects: int = 1,
     max_objects: int = len(OBJECT_COUNT_WEIGHTS),
 ) -> Scene:
     """Draw a scene of a split, deterministic in the state of ``rng``.
@@ -196,7 +197,7 @@ def split_scene(
 
     Args:
         num_objects: 1 to 6 (2 to 6 for ``test``); drawn with ``OBJECT_COUNT_WEIGHTS`` without it.
-        max_objects: cuts that distribution off.
+        min_objects, max_objects: cut that distribution off.
 
     Raises:
         ValueError: an unknown split, or a number of objects that the split cannot have.
@@ -208,7 +209,9 @@ def split_scene(
     for name, value in (("num_objects", num_objects), ("max_objects", max_objects)):
         if value is not None and not least <= value <= most:
             raise ValueError(f"split_scene: {name} must be {least} to {most} in split {split!r}, got {value}.")
-    count = num_objects if num_objects is not None else _draw_count(rng, least, max_objects)
+    if not 1 <= min_objects <= max_objects:
+        raise ValueError(f"split_scene: min_objects must be 1 to max_objects = {max_objects}, got {min_objects}.")
+    count = num_objects if num_objects is not None else _draw_count(rng, max(least, min_objects), max_objects)
     for _ in range(_TRIES_PER_SCENE):
         scene = _draw_scene(rng, count, split)
         if scene is not None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 
@@ -19,10 +19,10 @@ from diptych.data.sources.protocol import BadRecord
 from diptych.scenes.captions import CAPTION_STYLES, CaptionStyle, caption, pick_style
 from diptych.scenes.compose import composition
 from diptych.scenes.draw import draw
-from diptych.scenes.edits import Edit, edit
+from diptych.scenes.edits import EDIT_KINDS, Edit, edit
 from diptych.scenes.labels import cell_labels
 from diptych.scenes.program import scene_program
-from diptych.scenes.questions import QUESTION_KINDS, Question, question
+from diptych.scenes.questions import QUESTION_KINDS, TRAINING_QUESTION_KINDS, Question, question
 from diptych.scenes.sample import MAX_OBJECTS
 from diptych.scenes.scene import ObjectType, Scene
 from diptych.scenes.split import SPLITS, Split, may_follow, split_scene, types_of_split
@@ -34,10 +34,15 @@ SCENE_TASKS: tuple[SceneTask, ...] = get_args(SceneTask)
 
 DESCRIBE_PROMPTS = {
     "short": "Describe the image briefly.",
+    "placed": "Say what is where.",
     "paraphrase": "Describe the image.",
     "long": "Describe the image in detail.",
 }
 """What is asked for each style of caption in ``image_to_text``."""
+
+Made = TypeVar("Made", Question, Edit)
+
+_TRIES_FOR_NEW_QUESTION = 4
 
 _DRAWING_VERSION = 1
 """Part of every image key; raised when the same scene is drawn differently."""
@@ -60,15 +65,19 @@ class ScenesSource:
     """Decides the scenes; two tasks with one seed and split show the same scenes, so that features are shared."""
     split: Split = "train"
     """``train``, or one of the held-out splits ``test`` and ``novel``."""
+    min_objects: int = 1
+    """Objects of a scene at least, 1 to 6 (``multi_reference`` has its own numbers)."""
     max_objects: int = MAX_OBJECTS
     """Objects of a scene at most, 1 to 6 (``multi_reference`` has three or fewer anyway)."""
     caption_style: CaptionStyle = "mixed"
-    """Words of captions: ``short`` is closest to the prompts of the benchmark."""
+    """Words of captions: ``short`` is closest to the prompts of the benchmark, ``placed`` always says where."""
     questions_per_image: int = 1
     """Questions of one ``question_answering`` example, as turns of a conversation about the same picture: the picture
     is read once for all of them."""
     question_kinds: tuple[str, ...] = QUESTION_KINDS
     """Kinds of questions that are asked, where the scene allows them; one named twice is asked twice as often."""
+    edit_kinds: tuple[str, ...] = EDIT_KINDS
+    """Kinds of edits that are asked for, where the scene allows them; used backwards, to add is to remove."""
     edits_per_scene: int = 2
     """Different edits of each scene over all epochs; each is also used backwards. More edits are more pictures."""
     label_cells: int = 0
@@ -82,17 +91,19 @@ class ScenesSource:
         ):
             if value not in known:
                 raise ValueError(f"ScenesSource.{name} must be one of {', '.join(known)}, got {value!r}.")
-        unknown = [kind for kind in self.question_kinds if kind not in QUESTION_KINDS]
-        if unknown or not self.question_kinds:
-            raise ValueError(
-                f"ScenesSource.question_kinds must be among {', '.join(QUESTION_KINDS)}, got {self.question_kinds}."
-            )
+        for kinds_name, kinds, all_kinds in (
+            ("question_kinds", self.question_kinds, TRAINING_QUESTION_KINDS),
+            ("edit_kinds", self.edit_kinds, EDIT_KINDS),
+        ):
+            if not kinds or not set(kinds) <= set(all_kinds):
+                raise ValueError(f"ScenesSource.{kinds_name} must be among {', '.join(all_kinds)}, got {kinds}.")
         least_objects = 2 if self.split == "test" else 1
         for name, number, low, high in (
             ("num_scenes", self.num_scenes, 1, None),
             ("image_size", self.image_size, 8, 4096),
             ("seed", self.seed, 0, None),
             ("max_objects", self.max_objects, least_objects, MAX_OBJECTS),
+            ("min_objects", self.min_objects, 1, self.max_objects),
             ("questions_per_image", self.questions_per_image, 1, None),
             ("edits_per_scene", self.edits_per_scene, 1, None),
             ("label_cells", self.label_cells, 0, None),
@@ -136,7 +147,8 @@ class SceneExamples:
     def scene(self, index: int) -> Scene:
         """The scene at ``index``, the same in every epoch and for every task but ``multi_reference``."""
         rng = self._generator(_SCENE_STREAM, index)
-        return split_scene(rng, self.config.split, max_objects=self.config.max_objects)
+        config = self.config
+        return split_scene(rng, config.split, min_objects=config.min_objects, max_objects=config.max_objects)
 
     def images(self) -> Iterator[LazyImage]:
         """Every picture that the examples of any epoch show, in a fixed order; some come several times."""
@@ -199,7 +211,9 @@ class SceneExamples:
     def _question_answering(self, index: int, epoch: int) -> Example:
         scene = self.scene(index)
         words, types = self._words(index, epoch), types_of_split(self.config.split)
-        asked = [self._question(scene, words, types) for _ in range(self.config.questions_per_image)]
+        asked: list[Question] = []
+        for _ in range(self.config.questions_per_image):
+            asked.append(self._new_question(scene, words, types, asked))
         turns = [(Text(one.text), Text(one.answer, role="assistant", is_target=True)) for one in asked]
         parts: tuple[Part, ...] = (ImageIn(self._image(scene)), *(part for turn in turns for part in turn))
         first = asked[0]
@@ -208,15 +222,21 @@ class SceneExamples:
             metadata["questions"] = [{"question": q.text, "answer": q.answer, "kind": q.kind} for q in asked]
         return Example(parts, self._name(index), metadata=metadata)
 
+    def _new_question(
+        self, scene: Scene, words: np.random.Generator, types: Sequence[ObjectType], asked: Sequence[Question]
+    ) -> Question:
+        """One that was not asked yet, if a few tries find one: an answer that stands above teaches nothing."""
+        known = {one.text for one in asked}
+        for _ in range(_TRIES_FOR_NEW_QUESTION):
+            found = self._question(scene, words, types)
+            if found.text not in known:
+                break
+        return found
+
     def _question(self, scene: Scene, words: np.random.Generator, types: Sequence[ObjectType]) -> Question:
-        """One of the kinds asked for; any kind where the scene allows none of them."""
-        kinds = self.config.question_kinds
-        if kinds == QUESTION_KINDS:
-            return question(scene, words, types=types)
-        for place in words.permutation(len(kinds)).tolist():
-            with suppress(ValueError):
-                return question(scene, words, kinds[place], types=types)
-        return question(scene, words, types=types)
+        return _first_possible(
+            partial(question, scene, words, types=types), self.config.question_kinds, QUESTION_KINDS, words
+        )
 
     def edit(self, index: int, epoch: int = 0) -> Edit:
         """The edit that an epoch shows of the scene at ``index``: one of a few, forwards or backwards."""
@@ -225,8 +245,9 @@ class SceneExamples:
         scene = self.scene(index)
         rng = self._generator(_EDIT_STREAM, index, turn % self.config.edits_per_scene)
         split = self.config.split
+        make = partial(edit, scene, rng, allow=partial(may_follow, split=split), types=types_of_split(split))
         try:
-            made = edit(scene, rng, allow=partial(may_follow, split=split), types=types_of_split(split))
+            made = _first_possible(make, self.config.edit_kinds, EDIT_KINDS, rng)
         except ValueError as error:
             raise BadRecord("no edit found", self._name(index), str(error)) from error
         return made if made.inverse is None or (index + is_backward) % 2 == 0 else made.inverse
@@ -272,6 +293,21 @@ class SceneExamples:
             made.target, kind=made.kind, source=made.source.to_dict(), answer=asked.answer, question_kind=asked.kind
         )
         return Example(parts, self._name(index), metadata=metadata)
+
+
+def _first_possible(
+    make: Callable[..., Made], kinds: Sequence[str], all_kinds: Sequence[str], rng: np.random.Generator
+) -> Made:
+    """What is made of one of the kinds asked for, in random order; of any kind where the scene allows none of them.
+
+    Raises:
+        ValueError: the scene allows nothing at all.
+    """
+    if kinds != all_kinds:
+        for place in rng.permutation(len(kinds)).tolist():
+            with suppress(ValueError):
+                return make(kind=kinds[place])
+    return make()
 
 
 def scene_key(scene: Scene, image_size: int) -> str:
