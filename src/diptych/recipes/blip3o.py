@@ -6,6 +6,7 @@ from diptych.data.sources.scenes import ScenesSource
 from diptych.flow.time import UniformTime
 from diptych.methods.blip3o import Blip3oConfig
 from diptych.scenes.labels import LABELS
+from diptych.scenes.questions import TRAINING_QUESTION_KINDS
 from diptych.train.part_configs import BackboneConfig, FeaturesConfig, LuminaConfig, VitConfig
 from diptych.train.recipe import (
     CheckpointConfig,
@@ -199,10 +200,11 @@ def tiny_sequential() -> Recipe[Blip3oConfig]:
 def small() -> Recipe[Blip3oConfig]:
     """BLIP3-o on the built-in world: what trained the bundled ``diptych-scenes``.
 
-    Starts from ``features()`` and ``decoder()``, both frozen, as BLIP3-o starts from EVA-CLIP and SDXL. Backbone,
-    queries and denoiser start from scratch and learn in a curriculum, because what all tasks need, to find in a picture
-    what a word names, is learnt in a tenth of the examples where nothing else is asked: is there a red circle among no
-    others; then colours, shapes, sizes and numbers of one or two objects; then everything, pictures to be drawn too.
+    Starts from ``features()``, ``decoder()`` and ``sharpen()``, frozen, as BLIP3-o starts from EVA-CLIP and SDXL.
+    Backbone, queries and denoiser start from scratch and learn in a curriculum, because a mixture of tasks hides each
+    skill that they share, while alone it is learnt in a tenth of the examples: is there a red circle among no others;
+    colours, shapes, sizes and numbers of one or two objects; where an object is; how two lie to each other; one object
+    drawn where it is asked for, then two; pictures of which one thing changes and all else is copied; then everything.
 
     Differs from the paper in size, in joint training of backbone and image head, in predicting the data with a loss on
     the velocity, in uniform times shifted towards noise, in queries that see each other, in positions of the cells of a
@@ -226,9 +228,9 @@ def small() -> Recipe[Blip3oConfig]:
     )
     joint = Stage(
         trainable=("connector", "backbone", "image_head"),
-        mix={"draw_few": 0.4, "ask_few": 0.2, "edit_few": 0.4},
+        mix={"draw_one": 0.7, "ask_few": 0.3},
         objectives={"text": 1.0, "flow": 1.0},
-        num_steps=1500,
+        num_steps=400,
         batch_size=32,
         optimizer=replace(optimizer, decay_fraction=0.1),
     )
@@ -236,8 +238,8 @@ def small() -> Recipe[Blip3oConfig]:
         name="blip3o:small",
         model=Blip3oConfig(
             features=PLAIN_FEATURES,
-            backbone=BackboneConfig(dim=128, num_layers=4, num_heads=4, num_kv_heads=4, ffn_dim=352, residual_init=1.0),
-            denoiser=LuminaConfig(dim=128, num_layers=4, num_heads=4, initial_gate=1.0),
+            backbone=BackboneConfig(dim=128, num_layers=6, num_heads=4, num_kv_heads=4, ffn_dim=352, residual_init=1.0),
+            denoiser=LuminaConfig(dim=128, num_layers=5, num_heads=4, initial_gate=1.0),
             position_dim=32,
             num_queries=16,
             full_queries=True,
@@ -252,32 +254,49 @@ def small() -> Recipe[Blip3oConfig]:
         data={
             "ask_one": replace(ask, max_objects=1, question_kinds=("existence",)),
             "ask_two": replace(ask, max_objects=2, question_kinds=("existence", "color", "shape", "size", "count")),
-            "ask_few": replace(ask, max_objects=4),
-            "draw_few": replace(draw, max_objects=2),
-            "edit_few": replace(edit, max_objects=2),
-            "draw": replace(draw, max_objects=4),
+            "ask_place": replace(ask, max_objects=3, question_kinds=("place",), questions_per_image=2),
+            "ask_relation": replace(
+                ask, min_objects=2, max_objects=3, question_kinds=("relation",), questions_per_image=1
+            ),
+            "ask_few": replace(ask, max_objects=4, question_kinds=TRAINING_QUESTION_KINDS),
             "ask": ask,
             "describe": replace(scenes, task="image_to_text"),
+            "draw_one": replace(draw, max_objects=1, caption_style="placed"),
+            "draw_two": replace(draw, min_objects=2, max_objects=2, caption_style="placed"),
+            "draw": replace(draw, max_objects=4),
+            "edit_kept": replace(edit, max_objects=2, edit_kinds=("recolor", "reshape", "resize")),
+            "edit_few": replace(edit, max_objects=2),
             "edit": edit,
             "compose": replace(scenes, task="multi_reference"),
         },
         stages={
             "match": match,
             "name": replace(match, mix={"ask_two": 1.0}, num_steps=300),
-            "compare": replace(match, mix={"ask_few": 1.0}, num_steps=500),
-            "joint": joint,
+            "place": replace(match, mix={"ask_place": 1.0}, num_steps=250, batch_size=32),
+            "relate": replace(
+                match, mix={"ask_relation": 0.65, "ask_place": 0.15, "ask_two": 0.2}, num_steps=900, batch_size=32
+            ),
+            "compare": replace(match, mix={"ask_relation": 0.6, "ask_few": 0.4}, num_steps=900, batch_size=32),
+            "draw": joint,
+            "arrange": replace(
+                joint, mix={"draw_two": 0.45, "draw": 0.3, "ask_few": 0.13, "ask_relation": 0.12}, num_steps=700
+            ),
+            "copy": replace(
+                joint, mix={"edit_kept": 0.6, "draw": 0.18, "ask_few": 0.12, "ask_relation": 0.1}, num_steps=600
+            ),
             "all": replace(
                 joint,
                 mix={
                     "draw": 0.2,
-                    "draw_few": 0.18,
-                    "ask": 0.24,
+                    "draw_two": 0.17,
+                    "ask": 0.2,
+                    "ask_relation": 0.12,
                     "describe": 0.01,
                     "edit_few": 0.15,
-                    "edit": 0.2,
-                    "compose": 0.02,
+                    "edit": 0.12,
+                    "compose": 0.03,
                 },
-                num_steps=3000,
+                num_steps=6500,
                 optimizer=replace(optimizer, decay_fraction=0.5, ema_decay=0.998),
             ),
         },
@@ -313,36 +332,45 @@ def joint() -> Recipe[Blip3oConfig]:
 
 
 def demo() -> Recipe[Blip3oConfig]:
-    """``small`` in minutes: backbone, queries and denoiser from scratch on two cores, what ``make demo`` trains."""
+    """``small`` in minutes: backbone, queries and denoiser from scratch on two cores, what ``make demo`` trains.
+
+    Two layers of backbone and one of denoiser fewer, and no stage for relations or copying.
+    """
     base = small()
-    last = base.stages["joint"]
+    assert isinstance(base.model.backbone, BackboneConfig)
+    stages = base.stages
+    last = stages["arrange"]
     return replace(
         base,
         name="blip3o:demo",
+        model=replace(
+            base.model,
+            backbone=replace(base.model.backbone, num_layers=4),
+            denoiser=replace(base.model.denoiser, num_layers=4),
+        ),
         stages={
-            "match": replace(base.stages["match"], num_steps=200),
-            "name": replace(base.stages["name"], num_steps=250),
-            "compare": replace(base.stages["compare"], num_steps=250),
-            "joint": replace(
+            "match": replace(stages["match"], num_steps=200),
+            "name": replace(stages["name"], num_steps=250),
+            "compare": replace(stages["compare"], mix={"ask_few": 1.0}, num_steps=250, batch_size=16),
+            "draw": replace(stages["draw"], num_steps=120),
+            "arrange": replace(
                 last,
-                mix={"draw_few": 0.35, "draw": 0.3, "ask": 0.25, "edit_few": 0.1},
-                num_steps=520,
+                mix={"draw_two": 0.3, "draw": 0.4, "ask": 0.3},
+                num_steps=620,
                 optimizer=replace(last.optimizer, decay_fraction=0.5),
             ),
         },
         evaluation=replace(base.evaluation, scorers=("geneval", "questions", "editing")),
-        logging=LoggingConfig(every_steps=25, sample_every=260),
+        logging=LoggingConfig(every_steps=20, sample_every=310),
     )
 
 
 def demo_sequential() -> Recipe[Blip3oConfig]:
     """``demo`` in the order of the paper: understanding, then generation with the backbone frozen."""
     base = demo()
-    understanding = {name: stage for name, stage in base.stages.items() if name != "joint"}
+    understanding = {name: base.stages[name] for name in ("match", "name", "compare")}
+    last = base.stages["arrange"]
     generation = replace(
-        base.stages["joint"],
-        trainable=("image_head",),
-        mix={"draw_few": 0.45, "draw": 0.4, "edit_few": 0.15},
-        objectives={"flow": 1.0},
+        last, trainable=("image_head",), mix={"draw_one": 0.2, "draw_two": 0.35, "draw": 0.45}, objectives={"flow": 1.0}
     )
     return replace(base, name="blip3o:demo_sequential", stages={**understanding, "generation": generation})
