@@ -5,6 +5,7 @@
       state/weights.safetensors    every part that some stage trains, as the optimizer sees it
       state/optimizer.safetensors  moments of the running stage
       state/ema.safetensors        averaged weights of the running stage, where there is an average
+      state/companion.safetensors  what the objectives of the running stage keep, where they keep anything
       state/trainer.json           place in the run and in the data, recipe, versions, and the size of every file
 
 A checkpoint is written to a temporary folder, flushed to disk and renamed, so a folder called ``step-...`` is complete.
@@ -34,6 +35,7 @@ PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 
 _STEP_NAME = re.compile(r"step-(\d{6,})")
 _TRAINER = "state/trainer.json"
+_TENSORS = ("weights", "optimizer", "ema", "companion")
 
 
 class OutOfSpace(OSError):
@@ -55,6 +57,7 @@ class TrainingState:
         weights: parameters and buffers by name.
         optimizer: see ``optimizer.optimizer_tensors``.
         ema: averaged weights by name; empty without an average.
+        companion: see ``task.Companion``.
         ema_updates: updates the average has had.
     """
 
@@ -69,6 +72,7 @@ class TrainingState:
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     ema: dict[str, Tensor] = field(default_factory=dict)
     ema_updates: int = 0
+    companion: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -151,7 +155,7 @@ def load_checkpoint(path: Path) -> TrainingState:
             f"diptych {writer}. Upgrade with pip install -U diptych."
         )
     _check_files(path, trainer["files"])
-    tensors = {name: _load_tensors(path, name) for name in ("weights", "optimizer", "ema")}
+    tensors = {name: _load_tensors(path, name) for name in _TENSORS}
     return TrainingState(
         stage=trainer["stage"],
         stage_step=trainer["stage_step"],
@@ -178,7 +182,7 @@ def refuse_pickle(folder: Path) -> None:
 
 
 def _write_state(folder: Path, state: TrainingState) -> None:
-    for name in ("weights", "optimizer", "ema"):
+    for name in _TENSORS:
         tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in getattr(state, name).items()}
         if tensors or name == "weights":
             save_file(tensors, folder / "state" / f"{name}.safetensors")

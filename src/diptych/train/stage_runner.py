@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,6 +49,9 @@ class StageRunner:
         freeze_all_but(self.model, self.trainable)
         if run.task.prepare_stage is not None:
             self._prepare(run.task.prepare_stage)
+        self.companion = run.task.companion
+        if self.companion is not None:
+            self._prepare(partial(self.companion.begin_stage, is_new=state is None))
         self.stream = run.task.open_stream(name, stage, self.processes.rank, self.processes.count)
         self.done = 0
         precision = autocast_dtype(run.recipe.precision, self.processes.device)
@@ -94,6 +98,8 @@ class StageRunner:
         load_optimizer_tensors(self.optimizer, self.parameters, state.optimizer)
         if self.ema is not None:
             self.ema.load(state.ema, state.ema_updates)
+        if self.companion is not None:
+            self.companion.load_state_dict(state.companion)
         same_world = len(state.data) == self.processes.count
         self.stream.load_state_dict(state.data[self.processes.rank if same_world else 0])
 
@@ -143,6 +149,8 @@ class StageRunner:
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update()
+        if self.companion is not None:
+            self.companion.after_step()
         self.done += 1
         self.run.step += 1
         self.data_state = inputs.data_state
@@ -179,6 +187,8 @@ class StageRunner:
     def _log(self) -> None:
         lr = self.stage.optimizer.lr * lr_factor(self.stage.optimizer, self.done - 1, self.stage.num_steps)
         metrics = {**self.losses.read(self.processes), **self.speed.read(), "lr": lr}
+        if self.companion is not None:
+            metrics |= self.companion.metrics()
         bad = getattr(self.stream, "num_bad", {})
         num_bad = sum(count for reasons in bad.values() for count in reasons.values())
         self.run.log(self.name, "train", {"stage_step": self.done, **metrics, "bad_records": num_bad})
@@ -246,6 +256,7 @@ class StageRunner:
             optimizer=collected(optimizer_tensors(self.optimizer, self.parameters), keep=is_main),
             ema={} if self.ema is None else collected(self.ema.tensors(), keep=is_main),
             ema_updates=0 if self.ema is None else self.ema.num_updates,
+            companion={} if self.companion is None else self.companion.state_dict(),
         )
         with self._shown_model():
             if is_main:

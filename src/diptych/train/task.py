@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from diptych.data.example import Example, ImageLike
 from diptych.data.shuffle import derive_key
@@ -26,6 +26,33 @@ class Stream(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Companion(Protocol):
+    """What an objective keeps from step to step beside the model's weights, as a loss of populations keeps theirs.
+
+    All processes hold the same. Its tensors are saved with the training state.
+    """
+
+    def begin_stage(self, name: str, stage: Stage, is_new: bool) -> None:
+        """Called in every process, with the model as it is, before the first step; of a stage that goes on
+        (``is_new`` False), before ``load_state_dict``. May be ended at any time by a signal."""
+        ...
+
+    def after_step(self) -> None:
+        """Called after every optimizer step."""
+        ...
+
+    def metrics(self) -> Mapping[str, float]:
+        """Numbers for the run's log."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that decides how it goes on."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +92,8 @@ class TrainingTask:
     """``(stage name, step) -> pictures with captions``: drawn by the model as it is now, for the sample grids."""
     evaluate: Callable[[str], Mapping[str, float]] | None = None
     """``stage name -> scores`` of the model as it is now; called as ``recipe.evaluation`` says, in the main process."""
+    companion: Companion | None = None
+    """State of the objectives, where they have any."""
     count_terms: Callable[[Any], Mapping[str, float]] | None = None
     """``batch -> count of each loss term``, for stages with gradient accumulation only: with it the counts of a step
     are known without running the objectives once more."""

@@ -87,7 +87,13 @@ class DiffusersAutoencoder(nn.Module):
 
     def decode(self, latents: Float[Tensor, "batch channels rows cols"]) -> Float[Tensor, "batch 3 height width"]:
         """Images, clipped to [-1, 1]."""
-        return self.model.decode(latents * self.scale + self.shift).sample.clamp(-1, 1)
+        return self.decode_unclipped(latents).clamp(-1, 1)
+
+    def decode_unclipped(
+        self, latents: Float[Tensor, "batch channels rows cols"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        images: Tensor = self.model.decode(latents * self.scale + self.shift).sample
+        return images
 
     def config_dict(self) -> dict[str, Any]:
         config = {name: value for name, value in self.model.config.items() if not name.startswith("_")}

@@ -265,9 +265,14 @@ class FeatureAutoencoder(nn.Module):
         return self.gate(cells.movedim(1, -1)).squeeze(-1)
 
     def decode(self, latents: Float[Tensor, "batch channels rows cols"]) -> Float[Tensor, "batch 3 height width"]:
-        """Images, clipped to [-1, 1]; training uses ``paint`` on ``features``, which is not."""
-        features = _rescale(latents * self.scale + self.shift, 1 / self.mean_scale, 1 / self.detail_scale)
-        return self.paint(features).clamp(-1, 1)
+        """Images, clipped to [-1, 1]."""
+        return self.decode_unclipped(latents).clamp(-1, 1)
+
+    def decode_unclipped(
+        self, latents: Float[Tensor, "batch channels rows cols"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        features = latents * self.scale + self.shift
+        return self.paint(_rescale(features, 1 / self.mean_scale, 1 / self.detail_scale))
 
     def paint(self, features: Float[Tensor, "batch channels rows cols"]) -> Float[Tensor, "batch 3 height width"]:
         """The decoder's images of ``features`` before clipping, so that a loss has gradients everywhere."""

@@ -38,7 +38,10 @@ class PixelSpace(nn.Module):
 
     def decode(self, latents: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Images, clipped to [-1, 1]."""
-        return (latents * self.scale + self.shift).clamp(-1, 1)
+        return self.decode_unclipped(latents).clamp(-1, 1)
+
+    def decode_unclipped(self, latents: Float[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+        return latents * self.scale + self.shift
 
     def config_dict(self) -> dict[str, Any]:
         return {"kind": part_kind(self), **self._config}

@@ -31,6 +31,12 @@ class GenerationSpace(Protocol):
         """Images in [-1, 1]."""
         ...
 
+    def decode_unclipped(
+        self, latents: Float[Tensor, "batch channels rows cols"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """The same with gradients where values leave [-1, 1]: for losses of images."""
+        ...
+
     def config_dict(self) -> dict[str, Any]: ...
 
 
