@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
+from torch import nn
+
 from diptych.frechet.features import Features, encoder_features, module_features
 from diptych.frechet.preprocessing import FeatureDtype, Pooling
 from diptych.interop.cifar_resnet import load_cifar_resnet
@@ -40,7 +42,23 @@ TOWERS = {
     "clip": Tower("openai/clip-vit-large-patch14", 256, "class-token"),
     "ijepa": Tower("facebook/ijepa_vith14_22k", 224, "mean"),
 }
-NAMES = ("inception", "inception-signed", *TOWERS, "scenes")
+NAMES = ("inception", "inception-signed", *TOWERS, "scenes", "pixels")
+
+PIXELS_SIDE = 8
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """A feature network of a recipe, by the name that the command line takes."""
+
+    spec: str
+    """``NAME[@SIDE][=WHERE]``, see `load_features`."""
+    dtype: FeatureDtype = "float32"
+    """What the network computes in."""
+
+    def build(self) -> Features:
+        """Raises as `load_features` does."""
+        return load_features(self.spec, self.dtype)
 
 
 def load_features(spec: str, dtype: FeatureDtype = "float32") -> Features:
@@ -48,7 +66,8 @@ def load_features(spec: str, dtype: FeatureDtype = "float32") -> Features:
 
     ``inception[=FILE]``: FID's, pixels as ``(x - 128) / 128`` like the original graph, ADM and torch-fidelity;
     ``inception-signed`` takes them as ``2 x - 1`` like pytorch-fid and FD-loss. ``dinov2[=FOLDER or hub id]`` and the
-    other towers. ``scenes[=MODEL]``: the encoder that a model of ours draws by. ``NAME=NET.graph.json``,
+    other towers. ``scenes[=MODEL]``: the encoder that a model of ours draws by, or the one of `methods.clip`.
+    ``pixels``: the image itself at 8 pixels a side, a network that everybody has. ``NAME=NET.graph.json``,
     ``NAME=resnet20.safetensors`` (of CIFAR), and ``NAME=package.module:function`` for a function without arguments
     that returns ``Features``.
 
@@ -78,6 +97,9 @@ def _load(name: str, where: str, dtype: FeatureDtype, side: int | None = None) -
         return encoder_features(encoder, name=name, pooling=tower.pooling, size=size, dtype=dtype)
     if name == "scenes":
         return scenes_features(where or "diptych-scenes", dtype, side)
+    if name == "pixels":
+        shrunk = (side or PIXELS_SIDE,) * 2
+        return module_features(nn.Flatten(), name=name, dim=3 * shrunk[0] ** 2, size=shrunk, dtype=dtype)
     if where.endswith(".graph.json"):
         graph = load_plain_graph_encoder(where)
         size = graph.trained_size if side is None else (side, side)
@@ -127,10 +149,13 @@ def scenes_features(
     Raises:
         ValueError: the model has neither.
     """
-    from diptych.loading import load
+    from diptych.unified.folder import load_part, read_manifest, resolve
 
-    loaded = load(model, device="cpu", dtype="float32")
-    encoder = getattr(loaded.autoencoder, "encoder", None) or loaded.encoder
+    folder = resolve(model)
+    parts = read_manifest(folder)["parts"]
+    encoder = getattr(load_part(folder, "autoencoder"), "encoder", None) if "autoencoder" in parts else None
+    if encoder is None and "encoder" in parts:
+        encoder = load_part(folder, "encoder")
     if encoder is None or not hasattr(encoder, "image_size"):
         raise ValueError(f"{model} has no vision transformer whose features could be taken.")
     height, width = encoder.image_size if side is None else (side, side)

@@ -1,8 +1,9 @@
 """From a recipe to a running training: what every method hands to the loop.
 
-A method's model offers ``collator()``, ``save(path)`` and ``card``; its config ``build()`` and ``objectives()``. Where
-that model is a unified one, feature caches, sample grids and the benchmarks of the built-in world come with it; another
-model brings its own benchmarks by ``scorers()`` of its config.
+A method's model offers ``collator()``, ``save(path)`` and ``card``; its config ``build()`` and ``objectives()``, and
+``companion(model, run_dir)`` where objectives keep state: a `train.task.Companion` with ``objectives`` and ``scorers``.
+Where that model is a unified one, feature caches, sample grids and the benchmarks of the built-in world come with it;
+another model brings its own benchmarks by ``scorers()`` of its config.
 """
 
 import time
@@ -65,12 +66,13 @@ def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> Trai
     Raises:
         ValueError: the recipe asks for a score that there is not.
     """
-    scorers = scorers_of(recipe.model)
+    torch.manual_seed(derive_key(recipe.seed, "initial weights") >> 1)
+    model: Any = recipe.model.build()
+    companion = recipe.model.companion(model, run_dir) if hasattr(recipe.model, "companion") else None
+    scorers = {**scorers_of(recipe.model), **({} if companion is None else companion.scorers())}
     for scorer in recipe.evaluation.scorers:
         if scorer not in scorers:
             raise ValueError(f"evaluation.scorers: there is no {scorer!r}. Known: {', '.join(scorers)}.")
-    torch.manual_seed(derive_key(recipe.seed, "initial weights") >> 1)
-    model: Any = recipe.model.build()
     model.card = {"name": recipe.name, "training": {"recipe": recipe.name, "seed": recipe.seed}}
     sources = {name: config.build() for name, config in recipe.data.items()}
 
@@ -90,11 +92,12 @@ def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> Trai
 
     task = TrainingTask(
         model=model,
-        objectives=recipe.model.objectives(),
+        objectives={**recipe.model.objectives(), **({} if companion is None else companion.objectives())},
         collate=model.collator(),
         open_stream=open_stream,
         save_model_folder=model.save,
         evaluate=evaluate,
+        companion=companion,
     )
     return _unified_task(task, recipe, sources) if isinstance(model, UnifiedModel) else task
 

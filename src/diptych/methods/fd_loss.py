@@ -1,0 +1,507 @@
+"""FD-loss (arXiv 2604.28190): a generator is post-trained until what it draws in one step has the statistics of real
+images, in the feature spaces of frozen networks.
+
+    x = decode(noise + v(noise, t = 0 | prompt))                       one step, with gradient
+    F_i = phi_i(x);   (mean, covariance)_i of a population that F_i is the newest part of
+    L = sum_i w_i FD((mean, covariance)_i, real_i) / (sg[FD_i] + c)
+
+A multi-step model becomes a one-step model by being read as one (section "Post-training"): a velocity, or data, that it
+predicts from pure noise is followed to the end. No image is compared with another; real images enter once, as moments.
+The distance, its gradient and the populations are `diptych.frechet`'s.
+
+Beyond the paper: the window of the population may grow during training, since a long one diverges while the generator
+still moves fast; and ``joint_width`` takes the distance of image features *together with* a vector of the prompt, so
+that what is asked for is kept too, not only how all images look.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from diptych.data.batch import Batch, ImageGroup
+from diptych.data.example import ImageOut
+from diptych.data.shuffle import derive_key
+from diptych.data.sources.protocol import BadRecord
+from diptych.data.sources.scenes import ScenesSource
+from diptych.frechet.distance import frechet_distance
+from diptych.frechet.estimators import BatchOnly, MovingAverage, PopulationEstimator, Queue
+from diptych.frechet.features import Features
+from diptych.frechet.gather import gather_features
+from diptych.frechet.gradient import FrechetReference
+from diptych.frechet.loss import FDLoss, Representation
+from diptych.frechet.moments import Moments
+from diptych.frechet.preprocessing import Outside
+from diptych.frechet.ratio import NUM_GROUPS, STUDENT_95, distance_estimate, fdr_k
+from diptych.objectives.loss_term import LossTerm, Objective
+from diptych.objectives.randomness import normal_from_seeds
+from diptych.scenes.scores import Score, ScoreTable
+from diptych.train.recipe import Stage
+from diptych.unified import UnifiedModel
+
+_BATCH = 64
+"""Images at a time where no gradient is kept."""
+_MEASURED = 512
+"""Images or captions of which the scale of features and prompt vectors is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovingAverageConfig:
+    """Moments decay by a factor at every step (the paper's default, with 0.999)."""
+
+    decay: float = 0.9
+    """beta; the window is ``batch / (1 - decay)`` images. From a base that is far away begin with 0.9."""
+    final_decay: float | None = None
+    """Decay at the end of the stage, with windows that grow geometrically; None keeps the first."""
+
+    def build(self, dim: int, num_steps: int) -> PopulationEstimator:
+        last = self.decay if self.final_decay is None else self.final_decay
+
+        def decay(step: int) -> float:
+            return 1 - _between(1 - self.decay, 1 - last, step, num_steps)
+
+        return MovingAverage(dim, self.decay if self.final_decay is None else decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueueConfig:
+    """The newest images, in a ring buffer."""
+
+    size: int = 1024
+    """Images."""
+    final_size: int | None = None
+    """Images at the end of the stage, growing geometrically; None keeps the first."""
+
+    def build(self, dim: int, num_steps: int) -> PopulationEstimator:
+        last = self.size if self.final_size is None else self.final_size
+
+        def size(step: int) -> int:
+            return round(_between(self.size, last, step, num_steps))
+
+        return Queue(dim, self.size if self.final_size is None else size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchOnlyConfig:
+    """The batch alone: what the paper shows to make good generators worse."""
+
+    def build(self, dim: int, num_steps: int) -> PopulationEstimator:
+        return BatchOnly()
+
+
+def _between(first: float | int, last: float | int, step: int, num_steps: int) -> float:
+    """Geometric, from the first at step 0 to the last at ``num_steps - 1``."""
+    share = min(step / max(num_steps - 1, 1), 1.0)
+    return float(first * (last / first) ** share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FDLossConfig:
+    """Post-training of a model that draws; ``build()`` loads that model."""
+
+    start_from: str = "diptych-scenes"
+    """The model: a bundled one's name, a model folder, a checkpoint or a run."""
+    representations: dict[str, Any] = field(default_factory=dict)
+    """Feature networks of the loss by name: configs whose ``build()`` gives ``frechet.features.Features``."""
+    held_out: dict[str, Any] = field(default_factory=dict)
+    """Networks whose distances are reported only. A low distance in a trained space alone is not quality."""
+    weights: dict[str, float] = field(default_factory=dict)
+    """w of a representation; 1 where it is not named."""
+    population: MovingAverageConfig | QueueConfig | BatchOnlyConfig = field(default_factory=MovingAverageConfig)
+    """Whom a batch stands for."""
+    constant: float = 0.01
+    """c."""
+    reference: Any = field(default_factory=lambda: ScenesSource(task="text_to_image", caption_style="short"))
+    """Real images with their captions: a source config of the task ``text_to_image``."""
+    num_reference: int = 20_000
+    """Images from the start of ``reference`` that the real moments are taken of; those after them are validation."""
+    num_warm_start: int = 4096
+    """Images that the untrained generator draws for the first population; 10 for each feature or more."""
+    joint_width: int = 0
+    """Width of the prompt's vector in a joint distance of images and prompts; 0 is the paper's distance of images."""
+    joint_weight: float = 1.0
+    """Standard deviation of the prompt's vector relative to that of the image's features, over all of each."""
+    checkpoint_activations: bool = False
+    """Compute decoder and networks anew in the backward pass: for networks that fill the memory."""
+
+    def __post_init__(self) -> None:
+        if not self.representations:
+            raise ValueError("model.representations is empty: name at least one feature network.")
+        both = sorted(set(self.representations) & set(self.held_out))
+        if both:
+            raise ValueError(f"model.held_out names {', '.join(both)}, which is trained. Keep each in one of the two.")
+        unknown = sorted(set(self.weights) - set(self.representations))
+        if unknown:
+            raise ValueError(
+                f"model.weights names {', '.join(unknown)}; the representations are {', '.join(self.representations)}."
+            )
+        for name, least in (("num_reference", 2), ("num_warm_start", 2), ("joint_width", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"model.{name} must be at least {least}, got {getattr(self, name)}.")
+
+    def build(self) -> UnifiedModel:
+        """The model to be post-trained.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it does not draw.
+        """
+        from diptych.unified.folder import load_model
+
+        model = load_model(self.start_from, "cpu", torch.float32)
+        if model.image_head is None:
+            raise ValueError(f"model.start_from: {self.start_from} does not draw images, so there is no distance.")
+        return model
+
+    def companion(self, model: UnifiedModel, run_dir: Path) -> "FDPostTraining":
+        """The objective ``fd``, with what it keeps between steps."""
+        return FDPostTraining(self, model, run_dir)
+
+    def objectives(self) -> dict[str, Objective]:
+        """None without state; see ``companion``."""
+        return {}
+
+
+class FDPostTraining:
+    """The loss of one run: networks, real moments (kept in ``run/fd``), and the population."""
+
+    def __init__(self, config: FDLossConfig, model: UnifiedModel, run_dir: Path) -> None:
+        self.config = config
+        self.model = model
+        self.folder = run_dir / "fd"
+        self.trained: dict[str, Features] = {name: one.build() for name, one in config.representations.items()}
+        self.networks = self.trained | {name: one.build() for name, one in config.held_out.items()}
+        self.source = config.reference.build()
+        self.num_measured = min(_MEASURED, config.num_reference)
+        self.prompt_vectors = (
+            PromptVectors(model, config.joint_width, self.source, self.num_measured) if config.joint_width else None
+        )
+        self.loss: FDLoss | None = None
+        self._distances: dict[str, Tensor] = {}
+        self._spreads: dict[str, float] = {}
+
+    def objectives(self) -> dict[str, Objective]:
+        return {"fd": self.objective}
+
+    def objective(self, model: UnifiedModel, batch: Batch, generator: torch.Generator) -> dict[str, LossTerm]:
+        """``fd``: about the sum of the weights for ever; the distances of ``metrics`` tell the progress.
+
+        Raises:
+            ValueError: the batch draws no image, or features are not finite (rows named).
+        """
+        if not batch.outputs:
+            raise ValueError("fd: the batch draws no image. Use data of the task text_to_image.")
+        images = one_step_images(model, batch, self.config.checkpoint_activations)
+        result = self._loss()(self._rows(batch, images, list(self.trained), self.prompt_vectors))
+        self._distances = result.distances
+        return {"fd": LossTerm(result.loss, torch.ones_like(result.loss))}
+
+    def _loss(self) -> FDLoss:
+        if self.loss is None:
+            raise ValueError("FDPostTraining.begin_stage comes before its first loss.")
+        return self.loss
+
+    # -- what is kept from step to step ------------------------------------------------------------------------------
+
+    def begin_stage(self, name: str, stage: Stage, is_new: bool) -> None:
+        """Real moments, computed once a run, and the population of the generator as it is."""
+        self.model.eval()
+        references = {key: self.reference(key, self.prompt_vectors) for key in self.trained}
+        self.loss = FDLoss(
+            {
+                key: Representation(
+                    reference=FrechetReference.of(moments, self.model.device),
+                    estimator=self.config.population.build(moments.dim, stage.num_steps),
+                    weight=self.config.weights.get(key, 1.0),
+                )
+                for key, moments in references.items()
+            },
+            constant=self.config.constant,
+            gather=gather_features,
+        )
+        if is_new:
+            indices = range(self.config.num_warm_start)
+            draw = partial(one_step_images, self.model)
+            self.loss.warm_start(self._collected(indices, draw, list(self.trained), self.prompt_vectors))
+
+    def after_step(self) -> None:
+        self._loss().commit()
+
+    def metrics(self) -> dict[str, float]:
+        """``fd/NAME``: the distances of the last step's populations."""
+        return {f"fd/{name}": distance.item() for name, distance in self._distances.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return _flat(self._loss().state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self._loss().load_state_dict(_nested(state, self._loss().state_dict()))
+
+    # -- features ----------------------------------------------------------------------------------------------------
+
+    def reference(self, name: str, prompt_vectors: "PromptVectors | None" = None) -> Moments:
+        """Moments of the real images in one space; read again where a file of this run has them."""
+        network = self.networks[name]
+        preprocessing = (
+            network.fingerprint if prompt_vectors is None else f"{network.fingerprint}+{prompt_vectors.name}"
+        )
+        path = self.folder / (f"{name}.npz" if prompt_vectors is None else f"{name}-joint.npz")
+        if path.is_file():
+            saved = Moments.load(path)
+            known = (saved.network, saved.preprocessing, saved.count)
+            if known == (network.network_id, preprocessing, self.config.num_reference):
+                return saved
+        rows = self.real_features(range(self.config.num_reference), [name], prompt_vectors)[name]
+        moments = Moments(rows.shape[1], network=network.network_id, preprocessing=preprocessing)
+        moments.update(rows.cpu())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        moments.save(path)
+        return moments
+
+    def real_features(
+        self, indices: Sequence[int], names: Sequence[str], prompt_vectors: "PromptVectors | None" = None
+    ) -> dict[str, Float[Tensor, "images dim"]]:
+        """Features of real images of the reference."""
+        return self._collected(indices, lambda batch: [group.images for group in batch.outputs], names, prompt_vectors)
+
+    @torch.no_grad()
+    def _collected(
+        self,
+        indices: Sequence[int],
+        images_of: Callable[[Batch], Sequence[Any]],
+        names: Sequence[str],
+        prompt_vectors: "PromptVectors | None" = None,
+        is_saved: bool = False,
+    ) -> dict[str, Tensor]:
+        """Rows of all processes, each of which does a part."""
+        world, rank = 1, 0
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+        mine = indices[rank::world]
+        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        for start in range(0, len(mine), _BATCH):
+            batch = prompt_batch(self.model, self.source, mine[start : start + _BATCH])
+            for name, rows in self._rows(batch, images_of(batch), names, prompt_vectors, is_saved).items():
+                found[name].append(rows)
+        return {name: gather_features(torch.cat(rows)) for name, rows in found.items()}
+
+    def _rows(
+        self,
+        batch: Batch,
+        images: Sequence[Tensor],
+        names: Sequence[str],
+        prompt_vectors: "PromptVectors | None",
+        is_saved: bool = False,
+    ) -> dict[str, Tensor]:
+        """Features of a batch's images in the order of its groups, with the vectors of its prompts where they count.
+
+        Args:
+            is_saved: as the images would be in files, of 8 bits. Without it they may leave [-1, 1], where a clamp would
+                end their gradient.
+        """
+        outside: Outside = "clamp" if is_saved else "keep"
+        vectors = None if prompt_vectors is None else prompt_vectors(batch)
+        found = {}
+        for name in names:
+            network = self.networks[name].to(self.model.device)
+            extract = partial(network, value_range=(-1, 1), outside=outside, quantize=is_saved)
+            if self.config.checkpoint_activations and torch.is_grad_enabled():
+                extract = partial(checkpoint, extract, use_reentrant=False)
+            rows = torch.cat([extract(group) for group in images])
+            found[name] = rows if vectors is None else torch.cat((rows, self._spread(name) * vectors), dim=1)
+        return found
+
+    def _spread(self, name: str) -> float:
+        """What brings prompt vectors to the total variance of a space's real features."""
+        if name not in self._spreads:
+            rows = self.real_features(range(self.num_measured), [name])[name]
+            total = rows.double().var(0).sum().item()
+            self._spreads[name] = self.config.joint_weight * (total / self.config.joint_width) ** 0.5
+        return self._spreads[name]
+
+    # -- scores ------------------------------------------------------------------------------------------------------
+
+    def scorers(self) -> dict[str, Callable[[Any, int, int], list[ScoreTable]]]:
+        """What ``evaluation.scorers`` may name beside the benchmarks of the model itself."""
+        return {"fdr": self.score}
+
+    @torch.no_grad()
+    def score(self, model: UnifiedModel, num_images: int, seed: int) -> list[ScoreTable]:
+        """FDr in every space, trained and held out: of this model in one step, of the model it started from in one step
+        and in its own number, and of real images (1 by definition). Images are of 8 bits, as if saved."""
+        names = list(self.networks)
+        indices = range(self.config.num_reference, self.config.num_reference + num_images)
+        references = {name: self.reference(name) for name in names}
+        real = self.real_features(indices, names)
+        units = {name: frechet_distance(_moments(rows), references[name]) for name, rows in real.items()}
+        base = self.config.build().to(self.model.device).eval()
+        steps = base.draw_settings.num_steps
+        makers: dict[str, Callable[[Batch], Sequence[Tensor]]] = {
+            "model": partial(one_step_images, model),
+            "before, 1 step": partial(one_step_images, base),
+            f"before, {steps} steps": partial(_drawn_images, base),
+        }
+        tables = []
+        for contender, draw in makers.items():
+            rows = self._collected(indices, draw, names, is_saved=True)
+            tables.append(self._table(contender, rows, references, units))
+        return tables
+
+    def _table(
+        self, contender: str, rows: Mapping[str, Tensor], references: Mapping[str, Moments], units: Mapping[str, float]
+    ) -> ScoreTable:
+        categories, distances, variance = {}, {}, 0.0
+        for name, features in rows.items():
+            found = distance_estimate([_moments(features[group::NUM_GROUPS]) for group in range(NUM_GROUPS)],
+                                      [references[name]])  # fmt: skip
+            unit = units[name]
+            categories[name] = Score(found.value / unit, found.low / unit, found.high / unit, len(features), NUM_GROUPS)
+            distances[name] = found.value
+            variance += (found.standard_error / unit) ** 2
+        mean = fdr_k({name: score.value for name, score in categories.items()})
+        half = STUDENT_95 * variance**0.5 / len(categories)
+        overall = Score(mean, max(0.0, mean - half), mean + half, len(features), NUM_GROUPS)
+        details = {"distances": distances, "units": dict(units), "trained": list(self.trained)}
+        return ScoreTable("fdr", contender, overall, categories, details)
+
+
+def _moments(rows: Tensor) -> Moments:
+    moments = Moments(rows.shape[1])
+    moments.update(rows.cpu())
+    return moments
+
+
+class PromptVectors:
+    """A fixed vector of each prompt: what the untrained queries see of it, averaged, turned into few numbers and
+    standardised over the first captions of a source.
+
+    Queries are taken as they are before training, so that the vector of a prompt never changes; the backbone must not
+    be trained with the loss.
+    """
+
+    def __init__(self, model: UnifiedModel, width: int, source: Any, num_measured: int) -> None:
+        self.width = width
+        self.name = f"prompt{width}"
+        self._model = model
+        self._queries = model.image_head.queries.detach().clone()
+        self._measured = (source, num_measured)
+        self._shift_scale: tuple[Tensor, Tensor] | None = None
+        generator = torch.Generator().manual_seed(0)
+        self._projection = torch.randn(self._queries.shape[1], width, generator=generator)
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Float[Tensor, "images width"]:
+        """Rows in the order of the groups; over many prompts each of their numbers has mean 0 and variance 1."""
+        if self._shift_scale is None:
+            source, count = self._measured
+            starts = range(0, count, _BATCH)
+            indices = [range(start, min(start + _BATCH, count)) for start in starts]
+            known = torch.cat([self._project(prompt_batch(self._model, source, few)) for few in indices])
+            self._shift_scale = known.mean(0), known.std(0)
+        shift, scale = self._shift_scale
+        return (self._project(batch) - shift) / scale
+
+    def _project(self, batch: Batch) -> Tensor:
+        queries = {"image_head.queries": self._queries.to(self._model.device)}
+        output = torch.func.functional_call(self._model, queries, (batch,))
+        hidden_states = output.hidden_states.flatten(0, 1)
+        rows = torch.cat([hidden_states[group.slots].mean(1) for group in batch.outputs]).float()
+        projected: Tensor = F.layer_norm(rows, rows.shape[-1:]) @ self._projection.to(rows)
+        return projected
+
+
+def one_step_images(
+    model: UnifiedModel, batch: Batch, checkpoint_activations: bool = False
+) -> list[Float[Tensor, "images 3 height width"]]:
+    """What the batch asks for, drawn in one step without guidance, not clipped; a tensor for each group of one size.
+
+    As ``generate_image`` draws with one step and a guidance scale of 1, before clipping and with gradients. The noise
+    follows from the examples' seeds.
+    """
+    output = model.forward_for_drawing(batch)
+    space = model.autoencoder
+    images = []
+    for group in batch.outputs:
+        condition = model.condition_rows(output, group)
+        noise = normal_from_seeds(batch.example_seeds[group.example_ids], _latent_shape(model, group), "noise")
+        start = torch.zeros(len(noise), device=noise.device)
+        latents = (noise + model.image_head.velocity(noise, start, condition)).to(condition.dtype)
+        if checkpoint_activations and torch.is_grad_enabled():
+            images.append(checkpoint(space.decode_unclipped, latents, use_reentrant=False))
+        else:
+            images.append(space.decode_unclipped(latents))
+    return images
+
+
+def _drawn_images(model: UnifiedModel, batch: Batch) -> list[Float[Tensor, "images 3 height width"]]:
+    """What the batch asks for, drawn as the model is set to draw, clipped; the noise is that of `one_step_images`."""
+    output = model.forward_for_drawing(batch)
+    images = []
+    for group in batch.outputs:
+        condition = model.condition_rows(output, group)
+        shape = _latent_shape(model, group)
+        noise = normal_from_seeds(batch.example_seeds[group.example_ids], shape, "noise")
+        null = model.image_head.null_condition(len(noise))
+        latents = model.image_head.draw(condition, null, noise, model.draw_settings)
+        images.append(model.autoencoder.decode(latents.to(condition.dtype)))
+    return images
+
+
+def _latent_shape(model: UnifiedModel, group: ImageGroup) -> Sequence[int]:
+    if group.images is None:
+        assert group.features is not None
+        return group.features.shape[1:]
+    shape: Sequence[int] = model.autoencoder.latent_shape(*group.images.shape[-2:])
+    return shape
+
+
+def prompt_batch(model: UnifiedModel, source: Any, indices: Sequence[int]) -> Batch:
+    """Examples of a source as a batch, each with the seed of its index.
+
+    Raises:
+        ValueError: the source has too few examples, or one that is no caption with a picture.
+    """
+    if indices[-1] >= len(source):
+        raise ValueError(
+            f"model.reference has {len(source)} examples, but {indices[-1] + 1} are needed for real moments, warm "
+            "start or scores. Lower model.num_reference, model.num_warm_start or evaluation.num_prompts."
+        )
+    examples, seeds = [], []
+    for index in indices:
+        try:
+            example = source.example(index, 0)
+        except BadRecord:
+            continue  # one image less
+        if not isinstance(example.parts[-1], ImageOut):
+            raise ValueError(f"model.reference: example {example.key!r} ends in no picture: it needs text_to_image.")
+        examples.append(example)
+        seeds.append(derive_key(0, "fd image", index) >> 1)
+    return model.collator()(examples, seeds).to(model.device)
+
+
+def _flat(state: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
+    """``representation/field`` to a tensor; numbers too, what is None left out."""
+    return {
+        f"{name}/{key}": torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+        for name, fields in state.items()
+        for key, value in fields.items()
+        if value is not None
+    }
+
+
+def _nested(state: Mapping[str, Tensor], like: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What ``_flat`` was given."""
+    found: dict[str, dict[str, Any]] = {name: dict.fromkeys(fields) for name, fields in like.items()}
+    for path, tensor in state.items():
+        name, key = path.rsplit("/", 1)
+        if name not in found:
+            raise ValueError(f"the saved state is of the representation {name!r}; there are {', '.join(found)}.")
+        found[name][key] = tensor.item() if tensor.ndim == 0 else tensor
+    return found
