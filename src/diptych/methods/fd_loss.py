@@ -280,17 +280,13 @@ class FDPostTraining:
         prompt_vectors: "PromptVectors | None" = None,
         is_saved: bool = False,
     ) -> dict[str, Tensor]:
-        """Rows of all processes, each of which does a part."""
-        world, rank = 1, 0
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-        mine = indices[rank::world]
+        """Rows of many examples. Every process computes them all: scores are asked for in one process only."""
         found: dict[str, list[Tensor]] = {name: [] for name in names}
-        for start in range(0, len(mine), _BATCH):
-            batch = prompt_batch(self.model, self.source, mine[start : start + _BATCH])
+        for start in range(0, len(indices), _BATCH):
+            batch = prompt_batch(self.model, self.source, indices[start : start + _BATCH])
             for name, rows in self._rows(batch, images_of(batch), names, prompt_vectors, is_saved).items():
                 found[name].append(rows)
-        return {name: gather_features(torch.cat(rows)) for name, rows in found.items()}
+        return {name: torch.cat(rows) for name, rows in found.items()}
 
     def _rows(
         self,
