@@ -9,7 +9,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "diptych"
 
 LEVELS = [
     {"cli", "serve"},
-    {"interop", "recipes"},
+    {"recipes"},
+    {"interop"},
     {"methods"},
     {"train", "evals", "frechet"},
     {"objectives"},

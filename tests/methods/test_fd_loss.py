@@ -156,6 +156,7 @@ def test_distances_fall_and_the_loss_stays_at_the_number_of_representations(tmp_
 def test_real_moments_are_computed_once(small_model, tmp_path):
     plan = recipe(small_model)
     task = build_task(plan, tmp_path)
+    assert tuple(task.companion.scorers()) == plan.model.companion_scorers
     first = task.companion.reference("pixels")
     read = build_task(plan, tmp_path).companion
     read.real_features = None  # would fail if it were asked for again

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -130,6 +130,9 @@ class FDLossConfig:
     """Standard deviation of the prompt's vector relative to that of the image's features, over all of each."""
     checkpoint_activations: bool = False
     """Compute decoder and networks anew in the backward pass: for networks that fill the memory."""
+
+    companion_scorers: ClassVar[tuple[str, ...]] = ("fdr",)
+    """What ``evaluation.scorers`` may name beside the benchmarks of every unified model."""
 
     def __post_init__(self) -> None:
         if not self.representations:
