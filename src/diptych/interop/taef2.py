@@ -105,7 +105,13 @@ class Taef2(nn.Module):
 
     def decode(self, latents: Float[Tensor, "batch channels rows cols"]) -> Float[Tensor, "batch 3 height width"]:
         """Images, clipped to [-1, 1]."""
-        return self.decoder(latents * self.scale + self.shift).clamp(0, 1) * 2 - 1
+        return self.decode_unclipped(latents).clamp(-1, 1)
+
+    def decode_unclipped(
+        self, latents: Float[Tensor, "batch channels rows cols"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        images: Tensor = self.decoder(latents * self.scale + self.shift) * 2 - 1
+        return images
 
     def config_dict(self) -> dict[str, Any]:
         return {"kind": part_kind(self)}
