@@ -12,7 +12,8 @@ from diptych.frechet.distance import frechet_distance
 from diptych.frechet.extraction import PixelRule, extract, extraction_folder, missing_chunks, read_extracted
 from diptych.frechet.features import Features, module_features
 from diptych.frechet.ratio import PAPER_NORMALISERS
-from diptych.interop.feature_networks import NAMES, TOWERS, load_features
+from diptych.interop.feature_networks import NAMES, TOWERS, FeatureNetwork, load_features
+from diptych.recipes import clip
 from tests.interop.test_plain_graph import write_classifier
 
 
@@ -39,6 +40,23 @@ def test_the_encoder_of_the_bundled_model():
     assert load_features("scenes@32", "bfloat16").preprocessing.size == (32, 32)
     assert load_features("scenes", "bfloat16").fingerprint != features.fingerprint
     assert load_features("scenes").network_id == features.network_id
+
+
+def test_the_encoder_of_a_contrastive_model(tmp_path):
+    torch.manual_seed(0)
+    model = clip.tiny().model.build()
+    model.save(tmp_path / "clip")
+    features = FeatureNetwork(f"scenes={tmp_path / 'clip'}").build()
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    expected = model.eval().encoder(images).tokens.mean(1)
+    torch.testing.assert_close(features(images, (-1, 1)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_pixels_are_the_image_itself():
+    features = load_features("pixels@4")
+    images = torch.rand(2, 3, 4, 4)
+    assert features.dim == 48 and load_features("pixels").dim == 192
+    torch.testing.assert_close(features(images, (0, 1)), images.flatten(1))
 
 
 def test_a_function_of_the_users():

@@ -53,7 +53,7 @@ def test_a_scene_of_two_objects_is_described_with_and_without_relation():
     assert texts == bodies | {f"a photo of {body}" for body in bodies}
 
 
-def test_placed_captions_always_say_where():
+def test_placed_captions_say_where():
     one = SceneObject("circle", "red", "small", 0.5, 0.2)
     scene = Scene((one, SceneObject("square", "blue", "large", 0.5, 0.7)))
     rng = np.random.default_rng(5)

@@ -5,6 +5,7 @@ import pytest
 from sampled_scenes import sampled_scenes, some_of_each_split
 from scene_reading import answer_by_brute_force
 
+from diptych.scenes.phrases import describe, in_place
 from diptych.scenes.questions import QUESTION_KINDS, question
 from diptych.scenes.scene import Scene, SceneObject
 from diptych.scenes.split import NOVEL_TYPES, TRAINING_TYPES, split_scene
@@ -89,3 +90,22 @@ def test_answers_equal_those_found_by_brute_force_full_count():
         for _ in range(3):
             q = question(scene, rng)
             assert answer_by_brute_force(q.text, scene) == q.answer, (q, scene)
+
+
+def test_places_are_those_of_the_one_object_that_is_named():
+    rng = np.random.default_rng(7)
+    forms = ("shape", "color", "type", "size type")
+    num_asked = 0
+    for scene in sampled_scenes("train", 100):
+        names = [{describe(item, form) for form in forms} for item in scene.objects]
+        if all(any(mine <= other for j, other in enumerate(names) if j != i) for i, mine in enumerate(names)):
+            with pytest.raises(ValueError, match="allows no question of kind 'place'"):
+                question(scene, rng, "place")
+            continue
+        asked = question(scene, rng, "place")
+        name = asked.text.removeprefix("Where is the ").removesuffix("?")
+        named = [item for item, phrases in zip(scene.objects, names, strict=True) if name in phrases]
+        assert len(named) == 1 and in_place(named[0].x, named[0].y, asked.answer)
+        assert asked.answer in asked.choices
+        num_asked += 1
+    assert num_asked > 80

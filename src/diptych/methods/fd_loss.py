@@ -14,7 +14,7 @@ still moves fast; and ``joint_width`` takes the distance of image features *toge
 that what is asked for is kept too, not only how all images look.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -424,33 +424,33 @@ def one_step_images(
     As ``generate_image`` draws with one step and a guidance scale of 1, before clipping and with gradients. The noise
     follows from the examples' seeds.
     """
-    output = model.forward_for_drawing(batch)
-    space = model.autoencoder
+    decode = model.autoencoder.decode_unclipped
+    if checkpoint_activations and torch.is_grad_enabled():
+        decode = partial(checkpoint, decode, use_reentrant=False)
     images = []
-    for group in batch.outputs:
-        condition = model.condition_rows(output, group)
-        noise = normal_from_seeds(batch.example_seeds[group.example_ids], _latent_shape(model, group), "noise")
+    for condition, noise in _conditions(model, batch):
         start = torch.zeros(len(noise), device=noise.device)
-        latents = (noise + model.image_head.velocity(noise, start, condition)).to(condition.dtype)
-        if checkpoint_activations and torch.is_grad_enabled():
-            images.append(checkpoint(space.decode_unclipped, latents, use_reentrant=False))
-        else:
-            images.append(space.decode_unclipped(latents))
+        latents = noise + model.image_head.velocity(noise, start, condition)
+        images.append(decode(latents.to(condition.dtype)))
     return images
 
 
 def _drawn_images(model: UnifiedModel, batch: Batch) -> list[Float[Tensor, "images 3 height width"]]:
     """What the batch asks for, drawn as the model is set to draw, clipped; the noise is that of `one_step_images`."""
-    output = model.forward_for_drawing(batch)
     images = []
-    for group in batch.outputs:
-        condition = model.condition_rows(output, group)
-        shape = _latent_shape(model, group)
-        noise = normal_from_seeds(batch.example_seeds[group.example_ids], shape, "noise")
+    for condition, noise in _conditions(model, batch):
         null = model.image_head.null_condition(len(noise))
         latents = model.image_head.draw(condition, null, noise, model.draw_settings)
         images.append(model.autoencoder.decode(latents.to(condition.dtype)))
     return images
+
+
+def _conditions(model: UnifiedModel, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
+    """What the images of each group are drawn from: conditions, and noise by the examples' seeds."""
+    output = model.forward_for_drawing(batch)
+    for group in batch.outputs:
+        seeds = batch.example_seeds[group.example_ids]
+        yield model.condition_rows(output, group), normal_from_seeds(seeds, _latent_shape(model, group), "noise")
 
 
 def _latent_shape(model: UnifiedModel, group: ImageGroup) -> Sequence[int]:

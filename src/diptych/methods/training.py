@@ -1,7 +1,8 @@
 """From a recipe to a running training: what every method hands to the loop.
 
 A method's model offers ``collator()``, ``save(path)`` and ``card``; its config ``build()`` and ``objectives()``, and
-``companion(model, run_dir)`` where objectives keep state: a `train.task.Companion` with ``objectives`` and ``scorers``.
+where objectives keep state, ``companion(model, run_dir)``: a `train.task.Companion` with ``objectives()`` and
+``scorers()``, whose names are the config's ``companion_scorers``.
 Where that model is a unified one, feature caches, sample grids and the benchmarks of the built-in world come with it;
 another model brings its own benchmarks by ``scorers()`` of its config.
 """
@@ -66,13 +67,17 @@ def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> Trai
     Raises:
         ValueError: the recipe asks for a score that there is not.
     """
+    scorers = scorers_of(recipe.model)
+    known = (*scorers, *getattr(recipe.model, "companion_scorers", ()))
+    for scorer in recipe.evaluation.scorers:
+        if scorer not in known:
+            raise ValueError(f"evaluation.scorers: there is no {scorer!r}. Known: {', '.join(known)}.")
     torch.manual_seed(derive_key(recipe.seed, "initial weights") >> 1)
     model: Any = recipe.model.build()
+    objectives = recipe.model.objectives()
     companion = recipe.model.companion(model, run_dir) if hasattr(recipe.model, "companion") else None
-    scorers = {**scorers_of(recipe.model), **({} if companion is None else companion.scorers())}
-    for scorer in recipe.evaluation.scorers:
-        if scorer not in scorers:
-            raise ValueError(f"evaluation.scorers: there is no {scorer!r}. Known: {', '.join(scorers)}.")
+    if companion is not None:
+        scorers, objectives = {**scorers, **companion.scorers()}, {**objectives, **companion.objectives()}
     model.card = {"name": recipe.name, "training": {"recipe": recipe.name, "seed": recipe.seed}}
     sources = {name: config.build() for name, config in recipe.data.items()}
 
@@ -92,7 +97,7 @@ def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> Trai
 
     task = TrainingTask(
         model=model,
-        objectives={**recipe.model.objectives(), **({} if companion is None else companion.objectives())},
+        objectives=objectives,
         collate=model.collator(),
         open_stream=open_stream,
         save_model_folder=model.save,

@@ -11,7 +11,9 @@ def test_round_trip_and_shape():
     torch.testing.assert_close(plain.encode(images), images, rtol=0, atol=0)
     torch.testing.assert_close(scaled.encode(images), (images - 0.1) / 0.5)
     torch.testing.assert_close(scaled.decode(scaled.encode(images)), images)
-    assert scaled.decode(torch.full((1, 3, 2, 2), 9.0)).max() == 1
+    bright = torch.full((1, 3, 2, 2), 9.0)
+    assert scaled.decode(bright).max() == 1
+    torch.testing.assert_close(scaled.decode_unclipped(bright), bright * 0.5 + 0.1)
     assert set(scaled.state_dict()) == {"shift", "scale"}
 
 

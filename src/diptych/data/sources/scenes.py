@@ -70,7 +70,7 @@ class ScenesSource:
     max_objects: int = MAX_OBJECTS
     """Objects of a scene at most, 1 to 6 (``multi_reference`` has three or fewer anyway)."""
     caption_style: CaptionStyle = "mixed"
-    """Words of captions: ``short`` is closest to the prompts of the benchmark, ``placed`` always says where."""
+    """Words of captions: ``short`` is closest to the prompts of the benchmark, ``placed`` says where things are."""
     questions_per_image: int = 1
     """Questions of one ``question_answering`` example, as turns of a conversation about the same picture: the picture
     is read once for all of them."""
