@@ -37,6 +37,7 @@ def train_in_processes(recipe_file: Path, run_dir: Path, count: int) -> int:
     """
     command = [sys.executable, "-m", "diptych", "train", str(recipe_file), "--out", str(run_dir), "--device", "cpu"]
     shared = {
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # else DDP warns of searching for unused parameters, which the image head needs
         **os.environ,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),

@@ -355,7 +355,7 @@ def demo() -> Recipe[Blip3oConfig]:
             "draw": replace(stages["draw"], num_steps=120),
             "arrange": replace(
                 last,
-                mix={"draw_two": 0.3, "draw": 0.4, "ask": 0.3},
+                mix={"draw_two": 0.3, "draw": 0.35, "ask": 0.25, "edit_few": 0.1},
                 num_steps=620,
                 optimizer=replace(last.optimizer, decay_fraction=0.5),
             ),
