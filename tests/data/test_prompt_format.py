@@ -12,6 +12,7 @@ from diptych.data.prompt_format import (
     PromptFormat,
     chatml_format,
     compact_format,
+    drawing_request,
     prompt_parts,
     render,
 )
@@ -43,9 +44,9 @@ def chatml():
     return train_tokenizer(["some text"], 400, chatml_format().special_tokens())
 
 
-def laid_out(parts, tokenizer, prompt_format, open_turn=False):
+def laid_out(parts, tokenizer, prompt_format, open_turn=False, open_thought=False):
     sizes = [SIZE for part in parts if not isinstance(part, Text)]
-    return render(Example(tuple(parts)), prompt_format, tokenizer, RULES, sizes, open_turn)
+    return render(Example(tuple(parts)), prompt_format, tokenizer, RULES, sizes, open_turn, open_thought)
 
 
 def written(layout, tokenizer, only_targets=False) -> str:
@@ -71,6 +72,7 @@ def written(layout, tokenizer, only_targets=False) -> str:
 ASKED = (ImageIn(PICTURE), Text("What is it?"), Text("a star", role="assistant", is_target=True))
 DRAWN = (Text("a red circle"), ImageOut(PICTURE))
 EDITED = (ImageIn(PICTURE), Text("make it blue"), ImageOut(PICTURE))
+PLAN = Text("c3", role="assistant", is_target=True, is_thought=True)
 STORY = (
     Text("Tell a story."),
     Text("Once", role="assistant", is_target=True),
@@ -91,6 +93,17 @@ STORY = (
             "<|user|>Tell a story.<|assistant|>Once<|draw|>[QUERY 0]<|image|>[IMAGE 2x4 0]and then<|draw|>[QUERY 1]",
             "Onceand then",
         ),
+        (
+            (*DRAWN[:1], PLAN, *DRAWN[1:]),
+            "<|user|>a red circle<|assistant|>\nc3\n<|draw|>[QUERY 0]",
+            "c3\n",
+        ),
+        (
+            (*ASKED[:2], PLAN, *ASKED[2:]),
+            "<|user|><|image|>[IMAGE 2x4 0]What is it?<|assistant|>\nc3\na star<|end|>",
+            "c3\na star<|end|>",
+        ),
+        ((*ASKED[:2], PLAN), "<|user|><|image|>[IMAGE 2x4 0]What is it?<|assistant|>\nc3\n", "c3\n"),
         (
             (Text("Be brief.", role="system"), Text("Hi"), Text("Ho", role="assistant"), Text("Now?")),
             "<|system|>Be brief.<|user|>Hi<|assistant|>Ho<|end|><|user|>Now?",
@@ -127,6 +140,12 @@ SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
             SYSTEM + "<|im_start|>user\n<|vision_start|>[IMAGE 2x4 0]<|vision_end|>make it blue<|im_end|>\n"
             "<|im_start|>assistant\n[IMG][QUERY 1]",
             "",
+        ),
+        (
+            (*DRAWN[:1], PLAN, *DRAWN[1:]),
+            SYSTEM + "<|im_start|>user\nPlease generate image based on the following caption: a red circle<|im_end|>\n"
+            "<|im_start|>assistant\n<think>\nc3\n</think>\n\n[IMG][QUERY 0]",
+            "c3\n</think>\n\n",
         ),
         (
             (Text("Be brief.", role="system"), Text("Hi")),
@@ -204,6 +223,27 @@ def test_a_prompt_with_an_open_turn_is_what_training_shows_before_the_answer(pro
     trained = laid_out(ASKED, tokenizer, prompt_format)
     answer = trained.spans[-1]
     assert answer.is_target and positions_of(trained) == asked + list(answer.token_ids)
+
+
+@pytest.mark.parametrize("prompt_format", [compact_format(), chatml_format()], ids=["compact", "chatml"])
+@pytest.mark.parametrize("parts", [DRAWN, EDITED, ASKED], ids=["draw", "edit", "ask"])
+def test_an_open_thought_and_a_given_one_are_what_training_shows(prompt_format, parts):
+    tokenizer = train_tokenizer(["some text"], 400, prompt_format.special_tokens())
+    *request, answer = parts
+    trained = positions_of(laid_out([*request, PLAN, answer], tokenizer, prompt_format))
+    asked = drawing_request(request, prompt_format) if isinstance(answer, ImageOut) else request
+    opened = positions_of(laid_out(asked, tokenizer, prompt_format, open_turn=True, open_thought=True))
+    given = positions_of(laid_out([*asked, PLAN], tokenizer, prompt_format, open_turn=True))
+    assert trained[: len(opened)] == opened and trained[: len(given)] == given
+    thought = [*tokenizer.encode("c3"), *tokenizer.encode(prompt_format.thought_end)]
+    assert given == opened + thought and len(trained) > len(given)
+
+
+def test_a_thought_without_an_end_is_refused():
+    with pytest.raises(ValueError, match="thought_end is empty"):
+        PromptFormat(thought_end="")
+    with pytest.raises(ValueError, match="a thought is the assistant's"):
+        Text("c3", is_thought=True)
 
 
 def test_names_of_special_tokens_in_what_users_write_stay_text(compact):

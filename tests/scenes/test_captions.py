@@ -84,7 +84,9 @@ def test_empty_scene():
 
 
 def test_unknown_style_names_the_known_ones():
-    with pytest.raises(ValueError, match="style must be one of short, placed, long, paraphrase, mixed, got 'terse'"):
+    with pytest.raises(
+        ValueError, match="style must be one of short, placed, long, paraphrase, layout, mixed, got 'terse'"
+    ):
         caption(Scene(()), np.random.default_rng(0), "terse")
 
 

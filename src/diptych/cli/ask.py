@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from diptych.cli.models import add_model_options, load_model
+from diptych.cli.models import add_model_options, add_think_option, load_model
 from diptych.cli.parser import Parser, whole_number
 
 DESCRIPTION = "Asks a question about a picture and prints the answer as it is written."
@@ -22,6 +22,7 @@ def add_arguments(parser: Parser) -> None:
     )
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus sampling (default: 1, off)")
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="S", help="of sampling (default: 0)")
+    add_think_option(parser, "the answer")
     add_model_options(parser)
 
 
@@ -38,6 +39,7 @@ def run(arguments: Namespace) -> int:
         temperature=arguments.temperature,
         top_p=arguments.top_p,
         seed=arguments.seed,
+        think=arguments.think,
     )
     for piece in pieces:
         print(piece, end="", flush=True)

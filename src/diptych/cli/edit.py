@@ -5,8 +5,8 @@ import shlex
 from argparse import Namespace
 from pathlib import Path
 
-from diptych.cli.generate import draw_record
-from diptych.cli.models import add_model_options, load_model, model_record, writable_folder
+from diptych.cli.generate import draw_record, thought_record
+from diptych.cli.models import add_model_options, add_think_option, load_model, model_record, writable_folder
 from diptych.cli.parser import Parser, whole_number
 
 DESCRIPTION = "Changes a picture as an instruction says and writes the result as a PNG; the original stays as it is."
@@ -23,6 +23,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--guidance", type=float, metavar="S", help="guidance scale, 1 is off (default: the model's)")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="S", help="of the noise (default: 0)")
+    add_think_option(parser, "the result")
     add_model_options(parser)
 
 
@@ -42,12 +43,15 @@ def run(arguments: Namespace) -> int:
         guidance_scale=arguments.guidance,
         negative_prompt=arguments.negative_prompt,
         seed=arguments.seed,
+        think=arguments.think,
     )[0]
     record = {**model_record(model, arguments.model), **draw_record(model, arguments)}
     words = ["diptych", "edit", source.name, arguments.instruction, "--model", arguments.model]
     words += ["--seed", str(arguments.seed), "--steps", str(record["num_steps"])]
     words += ["--guidance", str(record["guidance_scale"])]
+    words.append("--think" if record["think"] else "--no-think")
     record |= {
+        **thought_record(result),
         "prompt": arguments.instruction,
         "seed": arguments.seed,
         "size": [result.height, result.width],

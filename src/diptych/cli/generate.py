@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.cli.models import add_model_options, load_model, model_record, writable_folder
+from diptych.cli.models import add_model_options, add_think_option, load_model, model_record, writable_folder
 from diptych.cli.parser import Parser, picture_size, whole_number
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--seed", type=whole_number(0), default=0, metavar="S", help="of the first picture (default: 0)"
     )
+    add_think_option(parser, "each picture")
     parser.add_argument("--batch-size", type=whole_number(1), metavar="N", help="pictures drawn at a time")
     parser.add_argument("--sheet", action="store_true", help="also write contact-sheet.png with all pictures")
     add_model_options(parser)
@@ -131,6 +132,7 @@ def draw(model: "UnifiedModel", orders: Sequence[Order], arguments: Namespace) -
                 guidance_scale=arguments.guidance,
                 negative_prompt=arguments.negative_prompt,
                 seed=[order.seed for order in chunk],
+                think=arguments.think,
                 batch_size=arguments.batch_size or "auto",
             )
             progress.advance(task, len(chunk))
@@ -146,6 +148,7 @@ def draw_record(model: "UnifiedModel", arguments: Namespace) -> dict[str, Any]:
         "guidance_interval": list(settings.guidance_interval),
         "solver": settings.solver,
         "time_shift": settings.time_shift,
+        "think": settings.think if arguments.think is None else arguments.think,
         "negative_prompt": arguments.negative_prompt,
     }
 
@@ -157,8 +160,14 @@ def picture_record(order: Order, image: "Image", common: dict[str, Any]) -> dict
     words += ["--size", f"{image.width}x{image.height}"]
     if common["negative_prompt"] is not None:
         words += ["--negative-prompt", common["negative_prompt"]]
-    size = [image.height, image.width]
-    return {**common, "prompt": order.prompt, "seed": order.seed, "size": size, "command": shlex.join(words)}
+    words.append("--think" if common["think"] else "--no-think")
+    record = {**common, "prompt": order.prompt, "seed": order.seed, "size": [image.height, image.width]}
+    return {**record, **thought_record(image), "command": shlex.join(words)}
+
+
+def thought_record(image: "Image") -> dict[str, str]:
+    """What was thought before the picture was drawn, if anything was."""
+    return {"thought": image.info["thought"]} if "thought" in image.info else {}
 
 
 def _lines(text: str) -> list[str]:

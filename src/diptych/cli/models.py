@@ -1,7 +1,7 @@
 """What the verbs that use a model share: its options, loading it, and the record of how a picture was made."""
 
 import hashlib
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,15 @@ def add_device_options(parser: Parser) -> None:
     """``--device`` and ``--dtype``."""
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default: auto)")
     parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16 (default: auto)")
+
+
+def add_think_option(parser: Parser, before: str) -> None:
+    """Whether a thought is written first; the model's own habit where neither is given."""
+    parser.add_argument(
+        "--think",
+        action=BooleanOptionalAction,
+        help=f"write a thought before {before}, or do not (default: the model's habit)",
+    )
 
 
 def load_model(name: str, arguments: Namespace, capability: str | None = None) -> "UnifiedModel":

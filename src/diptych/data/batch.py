@@ -141,13 +141,18 @@ class Collator:
     pad_multiple: int = 8
 
     def __call__(
-        self, examples: Sequence[Example], seeds: Sequence[int] | None = None, open_turn: bool = False
+        self,
+        examples: Sequence[Example],
+        seeds: Sequence[int] | None = None,
+        open_turn: bool = False,
+        open_thought: bool = False,
     ) -> Batch:
         """The examples as a batch.
 
         Args:
             seeds: one per example; zeros when absent (inference draws its noise elsewhere).
             open_turn: end every sequence with the start of an assistant's turn.
+            open_thought: and with the start of a thought in it.
 
         Raises:
             ValueError: an image or a text does not fit the model; the message names the example.
@@ -161,6 +166,7 @@ class Collator:
                 self.rules,
                 own.sizes(),
                 open_turn=open_turn,
+                open_thought=open_thought,
             )
             for example, own in zip(examples, images, strict=True)
         ]

@@ -49,11 +49,19 @@ ImageLike: TypeAlias = Image.Image | Pixels | ImageHandle
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of text. ``is_target``: the model learns to write it."""
+    """A piece of text. ``is_target``: the model learns to write it. ``is_thought``: it is no answer, but was written to
+    find one, or before an image was drawn."""
 
     text: str
     role: Role = "user"
     is_target: bool = False
+    is_thought: bool = False
+
+    def __post_init__(self) -> None:
+        if self.is_thought and self.role != "assistant":
+            raise ValueError(
+                f'a thought is the assistant\'s: give Text(..., role="assistant"), got role {self.role!r}.'
+            )
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,10 @@ class PromptFormat:
     """After the features of an image."""
     draw_start: str = ""
     """Before the queries of an image that is drawn."""
+    thought_start: str = "<think>"
+    """Before a thought, which may come first in an assistant's turn."""
+    thought_end: str = "</think>"
+    """After a thought; what the model learns to end it with."""
     draw_prompt: str = "{text}"
     """Around the user's text when it asks for an image and shows none (BLIP3-o: "Please generate image ...")."""
     edit_prompt: str = "{text}"
@@ -40,6 +44,8 @@ class PromptFormat:
     """A longer example is refused."""
 
     def __post_init__(self) -> None:
+        if not self.thought_end:
+            raise ValueError("prompt_format.thought_end is empty: a thought would have no end.")
         for name in ("draw_prompt", "edit_prompt"):
             if getattr(self, name).count("{text}") != 1:
                 raise ValueError(
@@ -49,7 +55,14 @@ class PromptFormat:
     def special_tokens(self) -> tuple[str, ...]:
         """Every special token the templates name, in order of first use."""
         templates = [self.preamble, *self.turn_start.values(), *self.turn_end.values()]
-        templates += [self.image_start, self.image_end, self.draw_start, *self.stop]
+        templates += [
+            self.image_start,
+            self.image_end,
+            self.draw_start,
+            self.thought_start,
+            self.thought_end,
+            *self.stop,
+        ]
         found = [name for template in templates for name in _SPECIAL.findall(template)]
         return tuple(dict.fromkeys(found))
 
@@ -62,6 +75,8 @@ class PromptFormat:
             "image_start": self.image_start,
             "image_end": self.image_end,
             "draw_start": self.draw_start,
+            "thought_start": self.thought_start,
+            "thought_end": self.thought_end,
             "draw_prompt": self.draw_prompt,
             "edit_prompt": self.edit_prompt,
             "stop": list(self.stop),
@@ -95,12 +110,14 @@ def render(
     rules: ImageRules,
     image_sizes: Sequence[tuple[int, int]],
     open_turn: bool = False,
+    open_thought: bool = False,
 ) -> SequenceLayout:
-    """The spans of an example.
+    """The spans of an example. A turn that ends in a thought goes on after it and is left open.
 
     Args:
         image_sizes: (height, width) in pixels of every image part, in order.
         open_turn: end with the start of the assistant's turn, as a prompt that is to be answered does.
+        open_thought: end with the start of a thought.
 
     Raises:
         ValueError: the text is longer than ``prompt_format.max_text_tokens``.
@@ -116,16 +133,22 @@ def render(
         ends_turn = index + 1 == len(parts) or parts[index + 1].role != part.role
         if starts_turn:
             writer.template(prompt_format.turn_start[part.role])
-        if isinstance(part, Text):
+        if isinstance(part, Text) and part.is_thought:
+            writer.template(prompt_format.thought_start)
+            writer.text(part.text, part.is_target)
+            writer.template(prompt_format.thought_end, part.is_target)
+        elif isinstance(part, Text):
             writer.text(wrap.get(index, part.text), part.is_target)
         else:
             is_last = index + 1 == len(parts)
             _write_image(writer, part, prompt_format, rules, image, image_sizes[image], is_last)
             image += 1
-        if ends_turn and not (isinstance(part, ImageOut) and index + 1 == len(parts)):
+        if ends_turn and not (index + 1 == len(parts) and (isinstance(part, ImageOut) or _is_thought(part))):
             writer.template(prompt_format.turn_end[part.role], is_target=isinstance(part, Text) and part.is_target)
-    if open_turn:
+    if open_turn and not _is_thought(parts[-1]):
         writer.template(prompt_format.turn_start["assistant"])
+    if open_thought:
+        writer.template(prompt_format.thought_start)
     layout = writer.finish()
     num_text = sum(span.length for span in layout.spans if span.kind == SpanKind.TEXT)
     if num_text > prompt_format.max_text_tokens:
@@ -134,6 +157,19 @@ def render(
             f"{prompt_format.max_text_tokens}. Shorten the text."
         )
     return layout
+
+
+def _is_thought(part: Part) -> bool:
+    return isinstance(part, Text) and part.is_thought
+
+
+def drawing_request(parts: Sequence[Part], prompt_format: PromptFormat) -> tuple[Part, ...]:
+    """A prompt worded as it is before an image, for a thought that comes first."""
+    wrapped = _wrapped_text((*parts, ImageOut()), prompt_format)
+    return tuple(
+        replace(part, text=wrapped[index]) if isinstance(part, Text) and index in wrapped else part
+        for index, part in enumerate(parts)
+    )
 
 
 def _wrapped_text(parts: Sequence[Part], prompt_format: PromptFormat) -> dict[int, str]:
@@ -250,6 +286,8 @@ def compact_format() -> PromptFormat:
         turn_end={"system": "", "user": "", "assistant": "<|end|>"},
         image_start="<|image|>",
         draw_start="<|draw|>",
+        thought_start="\n",
+        thought_end="\n",
         stop=("<|end|>",),
         max_text_tokens=1024,
     )
@@ -268,6 +306,8 @@ def chatml_format() -> PromptFormat:
         image_start="<|vision_start|>",
         image_end="<|vision_end|>",
         draw_start="[IMG]",
+        thought_start="<think>\n",
+        thought_end="\n</think>\n\n",
         draw_prompt="Please generate image based on the following caption: {text}",
         stop=("<|im_end|>",),
     )

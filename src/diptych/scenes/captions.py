@@ -3,13 +3,14 @@
 Styles: ``short`` names all objects by type and number and is worded like the prompts of the benchmark; ``placed`` is
 ``short`` that says where things are, by the relation of two types or by a place for each; ``paraphrase`` says the
 same as ``short`` in many other ways, with a size, a place or the background now and then; ``long`` describes every
-object with size and place in several sentences.
+object with size and place in several sentences; ``layout`` says all there is to know in a line (`scenes.layouts`).
 """
 
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
+from diptych.scenes.layouts import layout_text
 from diptych.scenes.phrases import (
     NUMBER_WORDS,
     PLACE_PHRASES,
@@ -28,7 +29,7 @@ from diptych.scenes.phrases import (
 from diptych.scenes.relations import group_relations, relations_of
 from diptych.scenes.scene import ObjectType, Scene
 
-CaptionStyle: TypeAlias = Literal["short", "placed", "long", "paraphrase", "mixed"]
+CaptionStyle: TypeAlias = Literal["short", "placed", "long", "paraphrase", "layout", "mixed"]
 CAPTION_STYLES: tuple[CaptionStyle, ...] = get_args(CaptionStyle)
 
 SHORT_SHARE = 0.6
@@ -54,6 +55,8 @@ def caption(scene: Scene, rng: np.random.Generator, style: str = "short") -> str
     if style not in CAPTION_STYLES:
         raise ValueError(f"caption: style must be one of {', '.join(CAPTION_STYLES)}, got {style!r}.")
     chosen = pick_style(rng) if style == "mixed" else style
+    if chosen == "layout":
+        return layout_text(scene)
     if not scene.objects:
         return _empty_caption(scene, chosen)
     if chosen == "long":

@@ -171,6 +171,10 @@ class SamplingConfig:
     """Rule that steps from noise to data."""
     time_shift: float = 1.0
     """Shift s >= 1 of the time grid, ``t / (s - (s - 1) t)``: more steps near noise; 1 is a uniform grid."""
+    think: bool = False
+    """The model writes a thought before it draws or answers; it must have been trained to."""
+    think_temperature: float = 0.7
+    """Temperature of thoughts before images; 0 takes the likeliest token."""
 
     def __post_init__(self) -> None:
         _check_at_least("sampling.num_steps", self.num_steps, 1)
@@ -183,6 +187,7 @@ class SamplingConfig:
             f"sampling.guidance_interval must be two times 0 <= start <= end <= 1, got {self.guidance_interval}.",
         )
         _check_at_least("sampling.time_shift", self.time_shift, 1)
+        _check_at_least("sampling.think_temperature", self.think_temperature, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from diptych.data.batch import Batch, ImageGroup
 from diptych.data.example import Example, ImageOut, Part, Text
 from diptych.data.prompt_format import prompt_parts
 from diptych.unified.text import DecodeState, TextSettings, after, read, write
+from diptych.unified.thoughts import ends_in_thought, with_thoughts
 
 if TYPE_CHECKING:
     from diptych.unified.model import UnifiedModel
@@ -33,9 +34,12 @@ class Chat:
         """Says something and returns the answer; ``settings`` as for ``generate_text``."""
         return "".join(self.stream(prompt, **settings))
 
-    def stream(self, prompt: Any, seed: int = 0, **settings: Any) -> Iterator[str]:
-        """The answer in pieces. The conversation goes on only once the answer is complete."""
+    def stream(self, prompt: Any, seed: int = 0, think: bool | None = None, **settings: Any) -> Iterator[str]:
+        """The answer in pieces. The conversation goes on only once the answer is complete; a thought stays in it."""
         parts = (*self.parts, *prompt_parts(prompt))
+        if self.model.draw_settings.think if think is None else think:
+            habits = {name: settings[name] for name in ("temperature", "top_p") if name in settings}
+            parts = with_thoughts(self.model, [parts], [seed], **habits)[0]
         state, tokens = self._advance(parts)
         pieces = []
         for piece in write(self.model, state, TextSettings(**settings), seed):
@@ -50,6 +54,8 @@ class Chat:
             raise ValueError("a conversation goes on with one image: leave num_images out, or use generate_image.")
         parts = (*self.parts, *prompt_parts(prompt))
         image = self.model.generate_image(list(parts), **settings)[0]
+        if "thought" in image.info and not ends_in_thought(parts):
+            parts = (*parts, Text(image.info["thought"], role="assistant", is_thought=True))
         self.parts = (*parts, ImageOut(image, is_target=False))
         return image
 

@@ -213,10 +213,13 @@ class UnifiedModel(nn.Module):
         guidance_scale: float | None = None,
         negative_prompt: Any = None,
         seed: int | Sequence[int] = 0,
+        think: bool | None = None,
         on_step: OnStep | None = None,
         batch_size: int | Literal["auto"] = "auto",
     ) -> list[Image.Image]:
         """Draws ``num_images`` images for every prompt; image k of prompt i is at ``i * num_images + k``.
+
+        An image that was thought about before it was drawn has the thought in ``image.info["thought"]``.
 
         Args:
             prompts: one prompt (a ``str`` or a list of parts) or a batch (every element a list, or every element a
@@ -226,15 +229,17 @@ class UnifiedModel(nn.Module):
             negative_prompt: what guidance leads away from; by default the null condition.
             seed: one number (prompt i, image k takes ``seed + i * num_images + k``), or one number per prompt (image k
                 takes ``seed + k``). An image depends on its prompt, seed and settings alone.
+            think: write a thought before each image, unless the prompt ends in one; the model's own habit when absent.
             batch_size: images drawn at a time.
 
         Raises:
             ValueError: bad settings, an empty prompt, a size the model cannot draw.
         """
         from diptych.unified.prompts import prompt_seeds, split_batch
+        from diptych.unified.thoughts import thought_of, with_thoughts
 
         requests = split_batch(prompts, text_batch=True)
-        settings = self._settings(num_steps, guidance_scale)
+        settings = self._settings(num_steps, guidance_scale, think)
         if num_images < 1:
             raise ValueError(f"num_images must be at least 1, got {num_images}.")
         if isinstance(negative_prompt, str) and not negative_prompt.strip():
@@ -244,9 +249,13 @@ class UnifiedModel(nn.Module):
         height, width = self._draw_size(size)
         seeds = [first + k for first in prompt_seeds(seed, len(requests), num_images) for k in range(num_images)]
         shape = self._space().latent_shape(height, width)
+        order = [request for request in range(len(requests)) for _ in range(num_images)]
+        if settings.think:
+            asked = [requests[request] for request in order]
+            requests = with_thoughts(self, asked, seeds, settings.think_temperature, to_draw=True)
+            order = list(range(len(requests)))
         conditions = self.condition(requests, (height, width))
         null = None if negative_prompt is None else self.condition([prompt_parts(negative_prompt)], (height, width))[0]
-        order = [request for request in range(len(requests)) for _ in range(num_images)]
         step = (16 if self.device.type == "cpu" else 64) if batch_size == "auto" else batch_size
         if not isinstance(step, int) or step < 1:
             raise ValueError(f'batch_size must be "auto" or at least 1, got {batch_size!r}.')
@@ -257,6 +266,9 @@ class UnifiedModel(nn.Module):
             given = None if null is None else null.expand(len(condition), -1, -1)
             features = self._draw(condition, given, noise, settings, on_step)
             drawn.update(zip(chosen, _to_images(self._space().decode(features.to(condition.dtype))), strict=True))
+        for index, request in enumerate(order):
+            if (thought := thought_of(requests[request])) is not None:
+                drawn[index].info["thought"] = thought
         return [drawn[index] for index in range(len(order))]
 
     def condition_rows(self, output: BackboneOutput, group: ImageGroup) -> Float[Tensor, "images rows dim"]:
@@ -301,8 +313,10 @@ class UnifiedModel(nn.Module):
         drawn: Tensor = self.image_head.draw(condition, null, noise, settings, on_step)
         return drawn
 
-    def _settings(self, num_steps: int | None, guidance_scale: float | None) -> DrawSettings:
+    def _settings(self, num_steps: int | None, guidance_scale: float | None, think: bool | None) -> DrawSettings:
         settings = self.draw_settings
+        if think is not None:
+            settings = replace(settings, think=think)
         if num_steps is not None:
             settings = replace(settings, num_steps=num_steps)
         return settings if guidance_scale is None else replace(settings, guidance_scale=guidance_scale)
@@ -327,6 +341,7 @@ class UnifiedModel(nn.Module):
         top_p: float = 1.0,
         stop: Sequence[str] = (),
         seed: int | Sequence[int] = 0,
+        think: bool | None = None,
     ) -> str | list[str]:
         """The answer to one prompt (a ``str``), or to every prompt of a batch of lists (a list of ``str``).
 
@@ -335,31 +350,74 @@ class UnifiedModel(nn.Module):
             top_p: smallest set of tokens whose probabilities reach it (nucleus sampling, arXiv 1904.09751).
             stop: the answer ends before the first of these strings.
             seed: one number (prompt i takes ``seed + i``), or one per prompt.
+            think: write a thought first, which is not returned (`think` writes it alone); the model's own habit when
+                absent.
         """
         from diptych.unified.prompts import is_batch, split_batch
         from diptych.unified.text import TextSettings, generate
 
         settings = TextSettings(max_new_tokens, temperature, top_p, stop)
-        answers = generate(self, split_batch(prompt, text_batch=False), settings, seed)
+        requests = self._thought_about(split_batch(prompt, text_batch=False), temperature, top_p, seed, think)
+        answers = generate(self, requests, settings, seed)
         return answers if is_batch(prompt, text_batch=False) else answers[0]
 
     def stream_text(self, prompt: Any, max_new_tokens: int = 256, temperature: float = 0.0, top_p: float = 1.0,
-                    stop: Sequence[str] = (), seed: int = 0) -> Iterator[str]:  # fmt: skip
+                    stop: Sequence[str] = (), seed: int = 0, think: bool | None = None) -> Iterator[str]:  # fmt: skip
         """The answer to one prompt in pieces; joined they are what ``generate_text`` returns."""
         from diptych.unified.text import TextSettings, stream
 
-        return stream(self, prompt_parts(prompt), TextSettings(max_new_tokens, temperature, top_p, stop), seed)
+        settings = TextSettings(max_new_tokens, temperature, top_p, stop)
+        parts = self._thought_about([prompt_parts(prompt)], temperature, top_p, seed, think)[0]
+        return stream(self, parts, settings, seed)
 
     @torch.inference_mode()
-    def log_likelihood(self, prompt: Any, answer: str | Sequence[str]) -> float | list[float]:
+    def log_likelihood(
+        self, prompt: Any, answer: str | Sequence[str], think: bool | None = None
+    ) -> float | list[float]:
         """Natural logarithm of the probability of writing ``answer`` (and then ending the turn) after the prompt.
 
-        A list of answers gives a list, in one pass.
+        A list of answers gives a list, in one pass. With a thought (``think``, the model's own habit when absent) it is
+        the probability after the likeliest thought.
         """
         from diptych.unified.text import log_likelihood
 
-        values = log_likelihood(self, prompt_parts(prompt), [answer] if isinstance(answer, str) else list(answer))
+        parts = self._thought_about([prompt_parts(prompt)], 0.0, 1.0, 0, think)[0]
+        values = log_likelihood(self, parts, [answer] if isinstance(answer, str) else list(answer))
         return values[0] if isinstance(answer, str) else values
+
+    def think(
+        self, prompt: Any, to_draw: bool = False, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
+    ) -> str | list[str]:
+        """The thought about one prompt (a ``str``), or about every prompt of a batch of lists (a list of ``str``).
+
+        What the model would write before an image (``to_draw``) or before an answer. Corrected or not, it can be given:
+        ``generate_image([prompt, Text(thought, role="assistant", is_thought=True)])``.
+        """
+        from diptych.unified.prompts import is_batch, prompt_seeds, split_batch
+        from diptych.unified.thoughts import thought_of, with_thoughts
+
+        requests = split_batch(prompt, text_batch=False)
+        seeds = prompt_seeds(seed, len(requests))
+        thoughts = [
+            thought_of(parts) or "" for parts in with_thoughts(self, requests, seeds, temperature, top_p, to_draw)
+        ]
+        return thoughts if is_batch(prompt, text_batch=False) else thoughts[0]
+
+    def _thought_about(
+        self,
+        requests: list[tuple[Part, ...]],
+        temperature: float,
+        top_p: float,
+        seed: int | Sequence[int],
+        think: bool | None,
+    ) -> list[tuple[Part, ...]]:
+        """The prompts of answers, with their thoughts where the model is to think."""
+        from diptych.unified.prompts import prompt_seeds
+        from diptych.unified.thoughts import with_thoughts
+
+        if not (self.draw_settings.think if think is None else think):
+            return requests
+        return with_thoughts(self, requests, prompt_seeds(seed, len(requests)), temperature, top_p)
 
     @torch.inference_mode()
     def hidden_states(self, prompt: Any, layers: Sequence[int]) -> dict[int, Float[Tensor, "seq dim"]]:

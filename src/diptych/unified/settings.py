@@ -13,13 +13,17 @@ from diptych.models.preprocess import Filter, ResizePolicy, resize_pixels, to_fl
 
 @dataclass(frozen=True, kw_only=True)
 class DrawSettings:
-    """How an image is drawn; a model carries its own defaults."""
+    """How an image is drawn, and whether that and answers begin with a thought; a model carries its own defaults."""
 
     num_steps: int = 30
     guidance_scale: float = 3.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     solver: str = "euler"
     time_shift: float = 1.0
+    think: bool = False
+    """A thought is written before an image is drawn and before an answer."""
+    think_temperature: float = 0.7
+    """Temperature of thoughts before images; those before answers have the answer's."""
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
@@ -28,6 +32,8 @@ class DrawSettings:
             raise ValueError(f"time_shift must be at least 1, got {self.time_shift}.")
         if not math.isfinite(self.guidance_scale):
             raise ValueError(f"guidance_scale must be a finite number, got {self.guidance_scale}. 1 is off.")
+        if not 0 <= self.think_temperature < math.inf:
+            raise ValueError(f"think_temperature must be 0 or a positive number, got {self.think_temperature}.")
         if self.solver not in SOLVERS:
             raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}.")
 

@@ -103,12 +103,17 @@ def choose(
 
 @torch.inference_mode()
 def generate(
-    model: "UnifiedModel", requests: Sequence[tuple[Part, ...]], settings: TextSettings, seed: int | Sequence[int]
+    model: "UnifiedModel",
+    requests: Sequence[tuple[Part, ...]],
+    settings: TextSettings,
+    seed: int | Sequence[int],
+    open_thought: bool = False,
 ) -> list[str]:
-    """Answers every prompt, in one batch."""
+    """Answers every prompt, or writes a thought about it (``open_thought``), in one batch."""
     seeds = prompt_seeds(seed, len(requests))
     examples = [Example(parts, key=f"prompt {i}") for i, parts in enumerate(requests)]
-    state = read(model, model.collator()(examples, open_turn=True).to(model.device))
+    batch = model.collator()(examples, open_turn=True, open_thought=open_thought)
+    state = read(model, batch.to(model.device))
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     written: list[list[int]] = [[] for _ in requests]
     running = [True] * len(requests)

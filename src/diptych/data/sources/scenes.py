@@ -21,6 +21,7 @@ from diptych.scenes.compose import composition
 from diptych.scenes.draw import draw
 from diptych.scenes.edits import EDIT_KINDS, Edit, edit
 from diptych.scenes.labels import cell_labels
+from diptych.scenes.layouts import layout_text
 from diptych.scenes.program import scene_program
 from diptych.scenes.questions import QUESTION_KINDS, TRAINING_QUESTION_KINDS, Question, question
 from diptych.scenes.sample import MAX_OBJECTS
@@ -37,6 +38,7 @@ DESCRIBE_PROMPTS = {
     "placed": "Say what is where.",
     "paraphrase": "Describe the image.",
     "long": "Describe the image in detail.",
+    "layout": "Where are the objects?",
 }
 """What is asked for each style of caption in ``image_to_text``."""
 
@@ -80,6 +82,9 @@ class ScenesSource:
     """Kinds of edits that are asked for, where the scene allows them; used backwards, to add is to remove."""
     edits_per_scene: int = 2
     """Different edits of each scene over all epochs; each is also used backwards. More edits are more pictures."""
+    thinks: bool = False
+    """Before a picture is drawn, or the first question about one is answered, its layout (`diptych.scenes.layouts`) is
+    written as a thought, which is learnt too."""
     label_cells: int = 0
     """Cells along a side of the grid of labels that every picture carries (``diptych.scenes.labels``); 0 for none."""
 
@@ -196,7 +201,14 @@ class SceneExamples:
         scene = self.scene(index)
         words, style = self._caption(scene, self._words(index, epoch))
         metadata = self._metadata(scene, kind=style, program=scene_program(scene))
-        return Example((Text(words), ImageOut(self._image(scene))), self._name(index), metadata=metadata)
+        parts = (Text(words), *self._thought(scene, words), ImageOut(self._image(scene)))
+        return Example(parts, self._name(index), metadata=metadata)
+
+    def _thought(self, scene: Scene, request: str) -> tuple[Text, ...]:
+        """The layout of what is drawn or asked about, if it is to be written first."""
+        if not self.config.thinks:
+            return ()
+        return (Text(layout_text(scene, request), role="assistant", is_target=True, is_thought=True),)
 
     def _image_to_text(self, index: int, epoch: int) -> Example:
         scene = self.scene(index)
@@ -214,7 +226,14 @@ class SceneExamples:
         asked: list[Question] = []
         for _ in range(self.config.questions_per_image):
             asked.append(self._new_question(scene, words, types, asked))
-        turns = [(Text(one.text), Text(one.answer, role="assistant", is_target=True)) for one in asked]
+        turns = [
+            (
+                Text(one.text),
+                *(() if turn else self._thought(scene, one.text)),
+                Text(one.answer, role="assistant", is_target=True),
+            )
+            for turn, one in enumerate(asked)
+        ]
         parts: tuple[Part, ...] = (ImageIn(self._image(scene)), *(part for turn in turns for part in turn))
         first = asked[0]
         metadata = self._metadata(scene, kind=first.kind, answer=first.answer, choices=list(first.choices))
@@ -257,6 +276,7 @@ class SceneExamples:
         parts = (
             ImageIn(self._image(made.source)),
             Text(made.instruction),
+            *self._thought(made.target, made.instruction),
             ImageOut(self._image(made.target)),
         )
         metadata = self._metadata(
@@ -269,6 +289,7 @@ class SceneExamples:
         parts: tuple[Part, ...] = (
             *(ImageIn(self._image(scene)) for scene in made.references),
             Text(made.instruction),
+            *self._thought(made.target, made.instruction),
             ImageOut(self._image(made.target)),
         )
         references = [scene.to_dict() for scene in made.references]

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+
+from diptych.scenes.captions import caption
+from diptych.scenes.layouts import layout_text, parse_layout, square_of
+from diptych.scenes.sample import sample_scene
+from diptych.scenes.scene import Scene, SceneObject
+
+SCENE = Scene(
+    (
+        SceneObject("star", "blue", "large", 0.7, 0.75),
+        SceneObject("circle", "red", "small", 0.3, 0.3),
+        SceneObject("circle", "red", "medium", 0.9, 0.1),
+    ),
+    "beige",
+)
+
+
+def test_objects_stand_from_left_to_right() -> None:
+    assert layout_text(SCENE) == "small red circle c3, large blue star f7, medium red circle h1, on beige"
+    assert layout_text(Scene((), "black")) == "on black"
+
+
+@pytest.mark.parametrize(
+    ("about", "first"),
+    [
+        ("a blue star below two red circles", "large blue star f7, small red circle c3, medium red circle h1"),
+        ("two red circles and a blue star", "small red circle c3, medium red circle h1, large blue star f7"),
+        ("what is right of the blue star?", "large blue star f7, small red circle c3"),
+        ("Is the star larger than the medium red circle?", "large blue star f7, medium red circle h1"),
+        ("What color is the circle in the top right?", "medium red circle h1, small red circle c3"),
+        ("Where is the blue object relative to the small circle?", "large blue star f7, small red circle c3"),
+    ],
+)
+def test_what_a_text_is_about_stands_first_in_its_order(about: str, first: str) -> None:
+    assert layout_text(SCENE, about).startswith(first)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "square"), [(0.0, 0.0, "a1"), (1.0, 1.0, "h8"), (0.124, 0.126, "a2"), (0.5, 0.49, "e4")]
+)
+def test_squares_are_eighths(x: float, y: float, square: str) -> None:
+    assert square_of(SceneObject("ring", "pink", "small", x, y)) == square
+
+
+def test_a_layout_is_read_back() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        scene = sample_scene(rng)
+        read = parse_layout(caption(scene, rng, "layout"))
+        assert read is not None and read.background == scene.background
+        told = sorted((o.size, o.color, o.shape, square_of(o)) for o in scene.objects)
+        assert sorted((o.size, o.color, o.shape, square_of(o)) for o in read.objects) == told
+        for item in read.objects:
+            nearest = min(max(abs(item.x - o.x), abs(item.y - o.y)) for o in scene.objects if o.type == item.type)
+            assert nearest <= 1 / 16 + 1e-9
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "red circle c3, on beige", "small red circle c3", "small red circle c9, on white", "small red circle, on white",
+     "small red circle c3, on green", "small red circle c3, on white, on white"],
+)  # fmt: skip
+def test_anything_else_is_no_layout(text: str) -> None:
+    assert parse_layout(text) is None
