@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diptych.cli.demo import learnt_tasks
 from diptych.cli.evaluate import _NEEDS, SPLITS, TASKS
 from diptych.cli.main import main
 from diptych.data.picture_files import read_contact_sheet, read_png_metadata, save_png
@@ -17,6 +18,7 @@ from diptych.evals.scores_file import read_scores
 from diptych.scenes import split
 from diptych.scenes.draw import draw
 from diptych.scenes.scene import Scene, SceneObject
+from diptych.train.presets import load_preset
 from tests.tiny_models import tiny_model
 
 RECIPE = "tests.cli.tiny_recipe:seconds"
@@ -272,6 +274,14 @@ def test_train_help_lists_the_fields_of_the_recipe(capsys: pytest.CaptureFixture
     text = "\n".join(_run(capsys, "train", RECIPE, "--help"))
     assert "--out RUN" in text and "--stages.joint.num-steps" in text
     assert "blip3o:features" in "\n".join(_run(capsys, "train", "--help"))
+
+
+def test_the_demo_scores_a_model_on_what_it_learns():
+    recipe = load_preset(RECIPE)
+    asked = ("geneval", "questions", "editing", "multi-reference")
+    assert learnt_tasks(recipe, asked) == ("geneval", "questions")
+    assert learnt_tasks(load_preset("blip3o:tiny"), asked) == ("geneval", "questions", "editing")
+    assert learnt_tasks(load_preset("blip3o:small"), asked) == asked
 
 
 @pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.process)])

@@ -58,8 +58,8 @@ def test_a_layout_is_read_back() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "red circle c3, on beige", "small red circle c3", "small red circle c9, on white", "small red circle, on white",
-     "small red circle c3, on green", "small red circle c3, on white, on white"],
+    ["", "red circle c3, on beige", "small red circle c3", "small red circle c9, on white",
+     "small red circle, on white", "small red circle c3, on green", "small red circle c3, on white, on white"],
 )  # fmt: skip
 def test_anything_else_is_no_layout(text: str) -> None:
     assert parse_layout(text) is None

@@ -201,7 +201,7 @@ class SceneExamples:
         scene = self.scene(index)
         words, style = self._caption(scene, self._words(index, epoch))
         metadata = self._metadata(scene, kind=style, program=scene_program(scene))
-        parts = (Text(words), *self._thought(scene, words), ImageOut(self._image(scene)))
+        parts: tuple[Part, ...] = (Text(words), *self._thought(scene, words), ImageOut(self._image(scene)))
         return Example(parts, self._name(index), metadata=metadata)
 
     def _thought(self, scene: Scene, request: str) -> tuple[Text, ...]:
@@ -273,7 +273,7 @@ class SceneExamples:
 
     def _image_edit(self, index: int, epoch: int) -> Example:
         made = self.edit(index, epoch)
-        parts = (
+        parts: tuple[Part, ...] = (
             ImageIn(self._image(made.source)),
             Text(made.instruction),
             *self._thought(made.target, made.instruction),
