@@ -14,8 +14,12 @@ import torch
 from PIL import Image
 
 from diptych.cli.main import main
+from diptych.frechet.cmmd import cmmd
+from diptych.frechet.density_coverage import density_coverage
 from diptych.frechet.distance import frechet_distance
+from diptych.frechet.kid import kid
 from diptych.frechet.moments import Moments
+from diptych.frechet.precision_recall import precision_recall
 from tests.cli import fd_network
 from tests.tiny_models import tiny_model
 
@@ -83,6 +87,34 @@ def test_the_distance_the_ratio_and_what_is_written(sides, tmp_path, capsys):
     assert "FDr^2 = " in printed and "95 % interval" in printed
     chart = (tmp_path / "out" / "fd.svg").read_text()
     assert chart.count("<rect") == 3 and "tiny" in chart and "FDr" in chart
+
+
+def test_other_measures_of_the_same_features(sides, tmp_path, capsys):
+    also = ("--also", "kid,cmmd,fd-infinity,precision-recall,density-coverage")
+    assert fd(tmp_path, sides["generated"], sides["train"], *also) == 0
+    printed = capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "fd.json").read_text())["scores"][0]["others"]
+    generated, real = (
+        fd_network.tiny()(torch.from_numpy(array).permute(0, 3, 1, 2)).double()
+        for array in (images(60, 0, low=40), images(80, 1))
+    )
+    assert found["KID"]["value"] == pytest.approx(kid(generated, real).value, rel=1e-5)
+    assert found["CMMD"]["value"] == pytest.approx(cmmd(generated, real).value, rel=1e-4)
+    assert found["precision"]["value"] == pytest.approx(precision_recall(generated, real).precision.value, abs=0.02)
+    assert found["coverage"]["value"] == pytest.approx(density_coverage(generated, real).coverage.value, abs=0.02)
+    assert list(found) == ["KID", "CMMD", "FD∞", "precision", "recall", "density", "coverage"]
+    for name, value in found.items():
+        assert value["low"] <= value["value"] <= value["high"] and name in printed
+
+
+def test_other_measures_need_images_and_known_names(sides, tmp_path, capsys):
+    assert "--also knows kid, cmmd, " in fails(capsys, tmp_path, sides["generated"], sides["train"], "--also", "fid")
+    message = fails(capsys, tmp_path, sides["train"], "--stats", tmp_path / "train.npz", "--also", "kid")
+    assert "--also kid needs a REFERENCE" in message
+    assert fd(tmp_path, sides["train"], "--stats", tmp_path / "train.npz") == 0
+    message = fails(capsys, tmp_path, sides["generated"], tmp_path / "train.npz", "--also", "kid")
+    assert "--also kid needs the images of" in message and "which holds statistics alone" in message
+    assert fd(tmp_path, sides["generated"], tmp_path / "train.npz", "--also", "fd-infinity") == 0
 
 
 def test_sides_of_other_kinds_give_the_same(sides, tmp_path):

@@ -17,19 +17,19 @@ SCENE = Scene(
 
 
 def test_objects_stand_from_left_to_right() -> None:
-    assert layout_text(SCENE) == "small red circle c3, large blue star f7, medium red circle h1, on beige"
+    assert layout_text(SCENE) == "c3 small red circle, f7 large blue star, h1 medium red circle, on beige"
     assert layout_text(Scene((), "black")) == "on black"
 
 
 @pytest.mark.parametrize(
     ("about", "first"),
     [
-        ("a blue star below two red circles", "large blue star f7, small red circle c3, medium red circle h1"),
-        ("two red circles and a blue star", "small red circle c3, medium red circle h1, large blue star f7"),
-        ("what is right of the blue star?", "large blue star f7, small red circle c3"),
-        ("Is the star larger than the medium red circle?", "large blue star f7, medium red circle h1"),
-        ("What color is the circle in the top right?", "medium red circle h1, small red circle c3"),
-        ("Where is the blue object relative to the small circle?", "large blue star f7, small red circle c3"),
+        ("a blue star below two red circles", "f7 large blue star, c3 small red circle, h1 medium red circle"),
+        ("two red circles and a blue star", "c3 small red circle, h1 medium red circle, f7 large blue star"),
+        ("what is right of the blue star?", "f7 large blue star, c3 small red circle"),
+        ("Is the star larger than the medium red circle?", "f7 large blue star, h1 medium red circle"),
+        ("What color is the circle in the top right?", "h1 medium red circle, c3 small red circle"),
+        ("Where is the blue object relative to the small circle?", "f7 large blue star, c3 small red circle"),
     ],
 )
 def test_what_a_text_is_about_stands_first_in_its_order(about: str, first: str) -> None:
@@ -58,8 +58,8 @@ def test_a_layout_is_read_back() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "red circle c3, on beige", "small red circle c3", "small red circle c9, on white",
-     "small red circle, on white", "small red circle c3, on green", "small red circle c3, on white, on white"],
+    ["", "red circle c3, on beige", "c3 small red circle", "c9 small red circle, on white",
+     "small red circle, on white", "c3 small red circle, on green", "c3 small red circle, on white, on white"],
 )  # fmt: skip
 def test_anything_else_is_no_layout(text: str) -> None:
     assert parse_layout(text) is None

@@ -41,7 +41,7 @@ def test_an_image_is_drawn_from_its_thought_and_tells_it(model):
     assert given.info["thought"] == thought
     again = model.generate_image(["a red circle", plan(thought)], think=True, seed=3)[0]
     np.testing.assert_array_equal(np.asarray(again), np.asarray(given))
-    other = model.generate_image(["a red circle", plan("small red circle c3, on beige")], seed=3)[0]
+    other = model.generate_image(["a red circle", plan("c3 small red circle, on beige")], seed=3)[0]
     assert (np.asarray(other) != np.asarray(given)).any()
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,12 @@ def add_arguments(parser: Parser) -> None:
         metavar="NAMES",
         help="of inception, dinov2, dinov3, mae, clip, siglip, siglip2, convnextv2, ijepa, scenes, or NAME=WHERE "
         "(default: inception)",
+    )
+    parser.add_argument(
+        "--also",
+        default="",
+        metavar="NAMES",
+        help="more measures of the same features: kid, cmmd, fd-infinity, precision-recall, density-coverage",
     )
     parser.add_argument("--stats", metavar="FILE", help="also write the statistics of GENERATED to this .npz")
     parser.add_argument("--out", metavar="DIR", help="folder for fd.json and fd.svg (default: fd-GENERATED)")
@@ -84,7 +91,7 @@ def run(arguments: Namespace) -> int:
     from diptych.frechet.ratio import fdr_k
     from diptych.interop.feature_networks import load_features
 
-    specs = _checked(arguments)
+    specs, others = _checked(arguments), chosen_others(arguments)
     work = _work(arguments)
     for word in (arguments.generated, arguments.reference, arguments.val):
         if word is not None:  # a missing side is found before anything is computed
@@ -94,7 +101,7 @@ def run(arguments: Namespace) -> int:
     scores: list[Score] = []
     for spec in specs:
         features = load_features(spec, work.dtype)
-        score = _score(arguments, spec, features, work, several=len(specs) > 1)
+        score = _score(arguments, spec, features, work, others, several=len(specs) > 1)
         if score is None:
             continue
         scores.append(score)
@@ -113,9 +120,12 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
-def _score(arguments: Namespace, spec: str, features: "Features", work: "Work", *, several: bool) -> "Score | None":
+def _score(
+    arguments: Namespace, spec: str, features: "Features", work: "Work", others: Sequence[str], *, several: bool
+) -> "Score | None":
     from dataclasses import asdict
 
+    from diptych.cli.fd_others import other_scores
     from diptych.cli.fd_report import Score
     from diptych.cli.fd_sides import measure_side
     from diptych.frechet.ratio import distance_estimate, fdr, merged
@@ -144,6 +154,7 @@ def _score(arguments: Namespace, spec: str, features: "Features", work: "Work", 
         normaliser_source=source,
         normaliser_relative_error=error,
         fdr=None if normaliser is None else fdr(distance.value, normaliser),
+        others=other_scores(others, generated, reference, work.seed),
         warnings=tuple(_warnings(generated, reference, features.dim)),
     )
 
@@ -236,6 +247,23 @@ def _checked(arguments: Namespace) -> list[str]:
     if not 0 <= arguments.max_bad < 1:
         raise ValueError(f"--max-bad is a share from 0 up to 1, got {arguments.max_bad:g}.")
     return specs
+
+
+def chosen_others(arguments: Namespace) -> list[str]:
+    """The measures of ``--also``.
+
+    Raises:
+        ValueError: an unknown one, or no reference to measure from.
+    """
+    from diptych.cli.fd_others import OTHERS
+
+    names = list(dict.fromkeys(name.strip() for name in arguments.also.split(",") if name.strip()))
+    unknown = [name for name in names if name not in OTHERS]
+    if unknown:
+        raise ValueError(f"--also knows {', '.join(OTHERS)}, but not {', '.join(unknown)}.")
+    if names and arguments.reference is None:
+        raise ValueError(f"--also {arguments.also} needs a REFERENCE to measure from.")
+    return names
 
 
 def _work(arguments: Namespace) -> "Work":

@@ -1,10 +1,11 @@
 """What ``diptych fd`` prints and writes: a table, ``fd.json``, and ``fd.svg`` with one bar a representation."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from diptych.frechet.interval import Estimate
 from diptych.frechet.ratio import DistanceEstimate
 
 if TYPE_CHECKING:
@@ -35,12 +36,18 @@ class Score:
     normaliser_relative_error: float | None = None
     """By rounding, where it is a printed constant."""
     fdr: float | None = None
+    others: Mapping[str, Estimate] = field(default_factory=dict)
+    """What ``--also`` asked for, by its printed name."""
     warnings: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; what is not a number is null."""
         values = asdict(self)
         values["distance"] = {key: value if math.isfinite(value) else None for key, value in values["distance"].items()}
+        values["others"] = {
+            name: {"value": found.value, "low": found.interval[0], "high": found.interval[1]}
+            for name, found in self.others.items()
+        }
         return values
 
 
@@ -59,6 +66,15 @@ def print_table(scores: Sequence[Score], fdr_k: float | None, console: "Console"
         ratio = "–" if score.fdr is None else number(score.fdr)
         table.add_row(score.features, str(score.dim), *counts, number(distance.value), interval, ratio)
     console.print(table)
+    if any(score.others for score in scores):
+        more = Table(box=None, pad_edge=False)
+        for title in ("features", "measure", "value", "95 % interval"):
+            more.add_column(title, justify="left" if title in ("features", "measure") else "right", no_wrap=True)
+        for score in scores:
+            for name, found in score.others.items():
+                low, high = found.interval
+                more.add_row(score.features, name, number(found.value), f"{number(low)} – {number(high)}")
+        console.print(more)
     if fdr_k is not None:
         console.print(f"FDr^{len(scores)} = {number(fdr_k)}")
 

@@ -1,7 +1,8 @@
 """Layouts: a scene in words that leave nothing open but a few pixels, as a model may think before it draws.
 
-``small red circle c3, large blue star f6, on beige`` names size, colour, shape and square of every object: squares are
-those of a chessboard seen from above, ``a`` to ``h`` from left to right and ``1`` to ``8`` from top to bottom.
+``c3 small red circle, f6 large blue star, on beige`` names square, size, colour and shape of every object. The square
+stands first, as in Pix2Seq (arXiv 2109.10852): once it is written, the words after it have one object to look at.
+Squares are those of a chessboard, ``a`` to ``h`` from left to right and ``1`` to ``8`` from top to bottom.
 """
 
 import re
@@ -13,7 +14,7 @@ SQUARES_PER_SIDE = 8
 _FORMS = ("shape", "color", "size shape", "size color", "size type", "place shape", "place color", "place type")
 _COLUMNS = "abcdefgh"
 _OBJECT = re.compile(
-    rf"({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)}) ([{_COLUMNS}])([1-{SQUARES_PER_SIDE}])"
+    rf"([{_COLUMNS}])([1-{SQUARES_PER_SIDE}]) ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"
 )
 _BACKGROUND = re.compile(rf"on ({'|'.join(BACKGROUNDS)})")
 
@@ -34,7 +35,7 @@ def layout_text(scene: Scene, about: str = "") -> str:
         return (min(places, default=len(about)), item.x, item.y)
 
     items = [scene.objects[index] for index in sorted(range(len(scene.objects)), key=order)]
-    told = [f"{item.size} {type_name(item.type)} {square_of(item)}" for item in items]
+    told = [f"{square_of(item)} {item.size} {type_name(item.type)}" for item in items]
     return ", ".join([*told, f"on {scene.background}"])
 
 
@@ -59,6 +60,6 @@ def parse_layout(text: str) -> Scene | None:
             (_COLUMNS.index(column) + 0.5) / SQUARES_PER_SIDE,
             (int(row) - 0.5) / SQUARES_PER_SIDE,
         )
-        for size, color, shape, column, row in (match.groups() for match in found if match is not None)
+        for column, row, size, color, shape in (match.groups() for match in found if match is not None)
     )
     return Scene(objects, background.group(1))
