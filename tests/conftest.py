@@ -13,7 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from jaxtyping import install_import_hook
 
 if os.environ.get("DIPTYCH_CHECK_SHAPES", "1") == "1":
-    install_import_hook("diptych", "beartype.beartype")
+    # The built-in world takes hardly any arrays and calls its functions millions of times.
+    rooms = {path.stem for path in (Path(__file__).parents[1] / "src" / "diptych").glob("[a-z]*")} - {"scenes"}
+    install_import_hook([f"diptych.{room}" for room in sorted(rooms)], "beartype.beartype")
 
 import torch
 
