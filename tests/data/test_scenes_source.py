@@ -10,6 +10,7 @@ from jaxtyping import TypeCheckError
 from diptych.data.example import ImageIn, ImageOut, Text, load_pixels
 from diptych.data.sources.protocol import Source, SourceConfig
 from diptych.data.sources.scenes import DESCRIBE_PROMPTS, SCENE_TASKS, ScenesSource, scene_key
+from diptych.scenes.layouts import parse_layout
 from diptych.scenes.parse import parse
 from diptych.scenes.program import detections_of
 from diptych.scenes.rules import evaluate_metadata
@@ -214,6 +215,26 @@ def test_scenes_have_as_many_objects_as_asked_for():
     assert {source.example(index).metadata["kind"] for index in range(30)} == {"placed"}
     told = replace(source.config, task="image_to_text").build().example(0)
     assert told.parts[1].text == DESCRIBE_PROMPTS["placed"]
+
+
+@pytest.mark.parametrize("task", SCENE_TASKS)
+def test_a_thought_is_the_layout_of_what_is_drawn_or_asked_about(task):
+    plain = ScenesSource(task=task, num_scenes=12, questions_per_image=2, caption_style="short")
+    silent, thinking = plain.build(), replace(plain, thinks=True).build()
+    for index in range(12):
+        example = thinking.example(index)
+        thoughts = [at for at, part in enumerate(example.parts) if isinstance(part, Text) and part.is_thought]
+        spoken = tuple(part for at, part in enumerate(example.parts) if at not in thoughts)
+        assert [getattr(p, "text", type(p)) for p in spoken] == [
+            getattr(p, "text", type(p)) for p in silent.example(index).parts
+        ]
+        assert len(thoughts) == (3 if task == "interleaved" else 1)
+        shown = example.metadata["scene"]
+        last = example.parts[thoughts[-1]]
+        told = parse_layout(last.text)
+        assert last.is_target and example.parts[thoughts[-1] + 1].role == "assistant"
+        assert told is not None and told.background == shown["background"]
+        assert sorted(item.type for item in told.objects) == sorted((o["shape"], o["color"]) for o in shown["objects"])
 
 
 def test_several_questions_are_turns_about_one_picture():

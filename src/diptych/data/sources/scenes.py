@@ -83,8 +83,8 @@ class ScenesSource:
     edits_per_scene: int = 2
     """Different edits of each scene over all epochs; each is also used backwards. More edits are more pictures."""
     thinks: bool = False
-    """Before a picture is drawn, or the first question about one is answered, its layout (`diptych.scenes.layouts`) is
-    written as a thought, which is learnt too."""
+    """Before a picture is drawn or described, or the first question about one is answered, its layout
+    (`diptych.scenes.layouts`) is written as a thought, which is learnt too."""
     label_cells: int = 0
     """Cells along a side of the grid of labels that every picture carries (``diptych.scenes.labels``); 0 for none."""
 
@@ -213,9 +213,10 @@ class SceneExamples:
     def _image_to_text(self, index: int, epoch: int) -> Example:
         scene = self.scene(index)
         words, style = self._caption(scene, self._words(index, epoch))
-        parts = (
+        parts: tuple[Part, ...] = (
             ImageIn(self._image(scene)),
             Text(DESCRIBE_PROMPTS[style]),
+            *self._thought(scene, ""),
             Text(words, role="assistant", is_target=True),
         )
         return Example(parts, self._name(index), metadata=self._metadata(scene, kind=style, answer=words))
@@ -302,12 +303,15 @@ class SceneExamples:
         rng = self._words(index, epoch)
         words, _ = self._caption(made.source, rng)
         asked = question(made.target, rng, types=types_of_split(self.config.split))
-        parts = (
+        parts: tuple[Part, ...] = (
             Text(words),
+            *self._thought(made.source, words),
             ImageOut(self._image(made.source)),
             Text(made.instruction),
+            *self._thought(made.target, made.instruction),
             ImageOut(self._image(made.target)),
             Text(asked.text),
+            *self._thought(made.target, asked.text),
             Text(asked.answer, role="assistant", is_target=True),
         )
         metadata = self._metadata(
