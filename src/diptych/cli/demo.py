@@ -62,7 +62,7 @@ QUESTIONS = (
 GOALS = {"geneval-twin": 0.60, "question-answering": 0.80}
 """What the model trained by ``blip3o:demo`` is to reach."""
 
-_LEARNT_FROM = {"editing": "image_edit", "multi-reference": "multi_reference"}
+_LEARNT_FROM = {"editing": {"image_edit", "interleaved"}, "multi-reference": {"multi_reference"}}
 """Tasks of the built-in world without which a benchmark is not learnt."""
 
 BUNDLED_GOALS = {"geneval-twin": 0.92, "question-answering": 0.97, "editing": 0.80}
@@ -158,8 +158,9 @@ def run(arguments: Namespace) -> int:
 
 def learnt_tasks(recipe: "Recipe[Any]", tasks: Sequence[str]) -> tuple[str, ...]:
     """The benchmarks that a recipe trains for: pictures of a model that has seen no edit would only mislead."""
-    shown = {getattr(recipe.data[name], "task", None) for stage in recipe.stages.values() for name in stage.mix}
-    return tuple(task for task in tasks if _LEARNT_FROM.get(task) is None or _LEARNT_FROM[task] in shown)
+    mixed = {name for stage in recipe.stages.values() for name, weight in stage.mix.items() if weight > 0}
+    shown = {getattr(recipe.data[name], "task", None) for name in mixed}
+    return tuple(task for task in tasks if task not in _LEARNT_FROM or _LEARNT_FROM[task] & shown)
 
 
 def train_for_demo(recipe: "Recipe[Any]", folder: Path, run_dir: Path, arguments: Namespace) -> int:

@@ -84,6 +84,7 @@ def add_arguments(parser: Parser) -> None:
 def run(arguments: Namespace) -> int:
     from rich.console import Console
 
+    from diptych.cli.fd_others import check_others
     from diptych.cli.fd_report import bar_chart, print_table
     from diptych.cli.fd_sides import open_side
     from diptych.cli.models import writable_folder
@@ -91,11 +92,12 @@ def run(arguments: Namespace) -> int:
     from diptych.frechet.ratio import fdr_k
     from diptych.interop.feature_networks import load_features
 
-    specs, others = _checked(arguments), chosen_others(arguments)
+    specs, others = _checked(arguments), _names(arguments.also)
     work = _work(arguments)
-    for word in (arguments.generated, arguments.reference, arguments.val):
-        if word is not None:  # a missing side is found before anything is computed
-            open_side(word, work)
+    # a missing side is found before anything is computed
+    words = [word for word in (arguments.generated, arguments.reference, arguments.val) if word is not None]
+    statistics = [word for word in words if isinstance(open_side(word, work), Path)]
+    check_others(others, arguments.generated, arguments.reference, statistics)
     name = Path(arguments.generated.rstrip("/")).name or "images"
     folder = writable_folder(arguments.out or f"fd-{file_slug(name)}")
     scores: list[Score] = []
@@ -235,7 +237,7 @@ def _checked(arguments: Namespace) -> list[str]:
     Raises:
         ValueError: options that contradict each other.
     """
-    specs = list(dict.fromkeys(spec.strip() for spec in arguments.features.split(",") if spec.strip()))
+    specs = _names(arguments.features)
     if not specs:
         raise ValueError("--features needs at least one name, such as inception.")
     if arguments.reference is None and arguments.stats is None:
@@ -249,21 +251,9 @@ def _checked(arguments: Namespace) -> list[str]:
     return specs
 
 
-def chosen_others(arguments: Namespace) -> list[str]:
-    """The measures of ``--also``.
-
-    Raises:
-        ValueError: an unknown one, or no reference to measure from.
-    """
-    from diptych.cli.fd_others import OTHERS
-
-    names = list(dict.fromkeys(name.strip() for name in arguments.also.split(",") if name.strip()))
-    unknown = [name for name in names if name not in OTHERS]
-    if unknown:
-        raise ValueError(f"--also knows {', '.join(OTHERS)}, but not {', '.join(unknown)}.")
-    if names and arguments.reference is None:
-        raise ValueError(f"--also {arguments.also} needs a REFERENCE to measure from.")
-    return names
+def _names(text: str) -> list[str]:
+    """A list with commas between its members, each once."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def _work(arguments: Namespace) -> "Work":

@@ -1,6 +1,6 @@
 """What ``diptych fd --also`` computes beside the Fréchet distance, from the features that are kept."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from diptych.frechet.interval import Estimate
@@ -10,49 +10,61 @@ if TYPE_CHECKING:
 
     from diptych.cli.fd_sides import Side
 
-OTHERS = {
-    "kid": "kernel Inception distance, unbiased",
-    "cmmd": "squared MMD of unit-length embeddings, Gaussian kernel, times 1000",
-    "fd-infinity": "FD extrapolated to infinitely many images",
-    "precision-recall": "shares of each set on the other's manifold, 3 neighbours",
-    "density-coverage": "the same with balls around real features only, 5 neighbours",
-}
-"""By the name ``--also`` takes."""
+
+def check_others(names: Sequence[str], generated: str, reference: str | None, statistics: Collection[str]) -> None:
+    """Refuses what cannot be computed, before anything is.
+
+    Args:
+        generated: what the command line calls this side; ``reference`` alike.
+        statistics: the sides that are files of statistics, without images.
+
+    Raises:
+        ValueError: an unknown measure, or one that needs what is not there.
+    """
+    unknown = [name for name in names if name not in _MEASURES]
+    if unknown:
+        raise ValueError(f"--also knows {', '.join(_MEASURES)}, but not {', '.join(unknown)}.")
+    for name in names:
+        if reference is None:
+            raise ValueError(f"--also {name} needs a REFERENCE to measure from.")
+        for side in (generated,) if name == "fd-infinity" else (generated, reference):
+            if side in statistics:
+                raise ValueError(f"--also {name} needs the images of {side}, which holds statistics alone.")
 
 
 def other_scores(names: Sequence[str], generated: "Side", reference: "Side", seed: int) -> dict[str, Estimate]:
     """Each measure with its jack-knife error, by what it is printed as.
 
     Args:
+        names: as `check_others` took them.
         seed: of the subsets of ``fd-infinity``.
 
     Raises:
-        ValueError: a side was given as statistics where its features are needed, or holds too few images.
+        ValueError: a side holds too few images.
     """
     found: dict[str, Estimate] = {}
     for name in names:
-        found |= _COMPUTED[name](generated, reference, seed)
+        found |= _MEASURES[name](generated, reference, seed)
     return found
 
 
-def _rows(side: "Side", name: str) -> "Tensor":
+def _rows(side: "Side") -> "Tensor":
     import torch
 
-    if side.extracted is None:
-        raise ValueError(f"--also {name} needs the images of {side.name}, which holds statistics alone.")
+    assert side.extracted is not None  # as `check_others` made sure
     return torch.from_numpy(side.extracted.features)
 
 
 def _kid(generated: "Side", reference: "Side", seed: int) -> dict[str, Estimate]:
     from diptych.frechet.kid import kid
 
-    return {"KID": kid(_rows(generated, "kid").double(), _rows(reference, "kid").double())}
+    return {"KID": kid(_rows(generated), _rows(reference))}
 
 
 def _cmmd(generated: "Side", reference: "Side", seed: int) -> dict[str, Estimate]:
     from diptych.frechet.cmmd import cmmd
 
-    return {"CMMD": cmmd(_rows(generated, "cmmd"), _rows(reference, "cmmd"))}
+    return {"CMMD": cmmd(_rows(generated), _rows(reference))}
 
 
 def _fd_infinity(generated: "Side", reference: "Side", seed: int) -> dict[str, Estimate]:
@@ -61,7 +73,7 @@ def _fd_infinity(generated: "Side", reference: "Side", seed: int) -> dict[str, E
     from diptych.frechet.fd_infinity import fd_infinity
     from diptych.frechet.ratio import merged
 
-    rows = _rows(generated, "fd-infinity")
+    rows = _rows(generated)
     least = min(5000, len(rows) // 2)  # the paper's subsets start at 5,000 of 50,000
     if least < 2:
         raise ValueError(f"--also fd-infinity needs at least 4 images, got {len(rows)} in {generated.name}.")
@@ -72,18 +84,18 @@ def _fd_infinity(generated: "Side", reference: "Side", seed: int) -> dict[str, E
 def _precision_recall(generated: "Side", reference: "Side", seed: int) -> dict[str, Estimate]:
     from diptych.frechet.precision_recall import precision_recall
 
-    found = precision_recall(_rows(generated, "precision-recall"), _rows(reference, "precision-recall"))
+    found = precision_recall(_rows(generated), _rows(reference))
     return {"precision": found.precision, "recall": found.recall}
 
 
 def _density_coverage(generated: "Side", reference: "Side", seed: int) -> dict[str, Estimate]:
     from diptych.frechet.density_coverage import density_coverage
 
-    found = density_coverage(_rows(generated, "density-coverage"), _rows(reference, "density-coverage"))
+    found = density_coverage(_rows(generated), _rows(reference))
     return {"density": found.density, "coverage": found.coverage}
 
 
-_COMPUTED: dict[str, Callable[["Side", "Side", int], dict[str, Estimate]]] = {
+_MEASURES: dict[str, Callable[["Side", "Side", int], dict[str, Estimate]]] = {
     "kid": _kid,
     "cmmd": _cmmd,
     "fd-infinity": _fd_infinity,

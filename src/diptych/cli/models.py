@@ -36,7 +36,7 @@ def add_think_option(parser: Parser, before: str) -> None:
     parser.add_argument(
         "--think",
         action=BooleanOptionalAction,
-        help=f"write a thought before {before}, or do not (default: the model's habit)",
+        help=f"write a thought before {before}, as a model must have been trained to (default: its habit)",
     )
 
 

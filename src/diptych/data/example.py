@@ -94,6 +94,11 @@ class ImageOut:
 Part: TypeAlias = Text | ImageIn | ImageOut
 
 
+def is_thought(part: Part) -> bool:
+    """Whether a part was written before an answer or an image, not as one."""
+    return isinstance(part, Text) and part.is_thought
+
+
 @dataclass(frozen=True)
 class Example:
     """One data item.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
-from diptych.data.example import Example, ImageIn, ImageOut, Part, Role, Text
+from diptych.data.example import Example, ImageIn, ImageOut, Part, Role, Text, is_thought
 from diptych.data.layout import SequenceLayout, Span, SpanKind
 from diptych.data.tokenizer import Tokenizer
 
@@ -143,9 +143,9 @@ def render(
             is_last = index + 1 == len(parts)
             _write_image(writer, part, prompt_format, rules, image, image_sizes[image], is_last)
             image += 1
-        if ends_turn and not (index + 1 == len(parts) and (isinstance(part, ImageOut) or _is_thought(part))):
+        if ends_turn and not (index + 1 == len(parts) and (isinstance(part, ImageOut) or is_thought(part))):
             writer.template(prompt_format.turn_end[part.role], is_target=isinstance(part, Text) and part.is_target)
-    if open_turn and not _is_thought(parts[-1]):
+    if open_turn and not is_thought(parts[-1]):
         writer.template(prompt_format.turn_start["assistant"])
     if open_thought:
         writer.template(prompt_format.thought_start)
@@ -157,10 +157,6 @@ def render(
             f"{prompt_format.max_text_tokens}. Shorten the text."
         )
     return layout
-
-
-def _is_thought(part: Part) -> bool:
-    return isinstance(part, Text) and part.is_thought
 
 
 def drawing_request(parts: Sequence[Part], prompt_format: PromptFormat) -> tuple[Part, ...]:

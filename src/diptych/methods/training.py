@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from diptych.data.example import Example, ImageIn, ImageLike, ImageOut, Text, load_pixels
+from diptych.data.example import Example, ImageIn, ImageLike, ImageOut, Part, Text, is_thought, load_pixels
 from diptych.data.feature_cache import FeatureCache, image_key
 from diptych.data.shuffle import derive_key
 from diptych.data.sources.protocol import BadRecord
@@ -188,8 +188,11 @@ def _decoded_samples(model: UnifiedModel, examples: Sequence[Example]) -> list[t
 
 
 def _drawn_samples(model: UnifiedModel, requests: Sequence[str | Example]) -> list[tuple[ImageLike, str]]:
-    """Pictures drawn from prompts, or from all of an example but the picture it ends in."""
-    prompts = [list(r.parts[:-1]) if isinstance(r, Example) else [Text(r)] for r in requests]
+    """Pictures drawn from prompts, or from all of an example but the picture it ends in; thoughts are the model's."""
+    prompts: list[list[Part]] = [
+        [part for part in r.parts[:-1] if not is_thought(part)] if isinstance(r, Example) else [Text(r)]
+        for r in requests
+    ]
     captions = [" ".join(part.text for part in prompt if isinstance(part, Text)) for prompt in prompts]
     return list(zip(model.generate_image(prompts, seed=0), captions, strict=True))
 

@@ -238,8 +238,6 @@ class LuminaConfig:
     initial_gate: float = 0.0
     """Gate of the cross-attention before its tanh when training begins. 0, the paper's, hides the condition at first;
     short trainings want it open."""
-    position_dim: int = 0
-    """Width of a code of row and column that is added to the latents; 0, the paper's, has rotary positions alone."""
 
     def build(self, channels: int, condition_dim: int) -> Any:
         from diptych.models.denoisers.lumina import LuminaDiT
@@ -253,7 +251,6 @@ class LuminaConfig:
             patch_size=self.patch_size,
             ffn_multiple_of=self.ffn_multiple,
             prediction=self.prediction,
-            position_dim=self.position_dim,
         )
         for name, parameter in denoiser.named_parameters():
             if name.endswith("attention.gate"):

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from diptych.data.batch import Batch, ImageGroup
-from diptych.data.example import Example, ImageOut, Part, Text
+from diptych.data.example import Example, ImageOut, Part, Text, is_thought
 from diptych.data.prompt_format import prompt_parts
 from diptych.unified.text import DecodeState, TextSettings, after, read, write
-from diptych.unified.thoughts import ends_in_thought, with_thoughts
+from diptych.unified.thoughts import with_thoughts
 
 if TYPE_CHECKING:
     from diptych.unified.model import UnifiedModel
@@ -54,7 +54,7 @@ class Chat:
             raise ValueError("a conversation goes on with one image: leave num_images out, or use generate_image.")
         parts = (*self.parts, *prompt_parts(prompt))
         image = self.model.generate_image(list(parts), **settings)[0]
-        if "thought" in image.info and not ends_in_thought(parts):
+        if "thought" in image.info and not is_thought(parts[-1]):
             parts = (*parts, Text(image.info["thought"], role="assistant", is_thought=True))
         self.parts = (*parts, ImageOut(image, is_target=False))
         return image

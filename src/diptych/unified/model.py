@@ -246,6 +246,9 @@ class UnifiedModel(nn.Module):
             raise ValueError(
                 "negative_prompt is empty. Leave it out: guidance then leads away from the null condition."
             )
+        step = (16 if self.device.type == "cpu" else 64) if batch_size == "auto" else batch_size
+        if not isinstance(step, int) or step < 1:
+            raise ValueError(f'batch_size must be "auto" or at least 1, got {batch_size!r}.')
         height, width = self._draw_size(size)
         seeds = [first + k for first in prompt_seeds(seed, len(requests), num_images) for k in range(num_images)]
         shape = self._space().latent_shape(height, width)
@@ -256,9 +259,6 @@ class UnifiedModel(nn.Module):
             order = list(range(len(requests)))
         conditions = self.condition(requests, (height, width))
         null = None if negative_prompt is None else self.condition([prompt_parts(negative_prompt)], (height, width))[0]
-        step = (16 if self.device.type == "cpu" else 64) if batch_size == "auto" else batch_size
-        if not isinstance(step, int) or step < 1:
-            raise ValueError(f'batch_size must be "auto" or at least 1, got {batch_size!r}.')
         drawn: dict[int, Image.Image] = {}
         for chosen in _batches([len(conditions[request]) for request in order], step):
             condition = torch.stack([conditions[order[index]] for index in chosen])

@@ -8,7 +8,7 @@ other, so it can be read, corrected and given in the prompt: ``Text(plan, role="
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from diptych.data.example import Part, Text
+from diptych.data.example import Part, Text, is_thought
 from diptych.data.prompt_format import drawing_request
 from diptych.unified.text import TextSettings, generate
 
@@ -32,7 +32,7 @@ def with_thoughts(
         seeds: one for every prompt; a thought depends on its prompt and seed alone.
         to_draw: the thoughts stand before images, not before answers.
     """
-    thinking = [index for index, parts in enumerate(requests) if not ends_in_thought(parts)]
+    thinking = [index for index, parts in enumerate(requests) if not is_thought(parts[-1])]
     if not thinking:
         return list(requests)
     form = model.prompt_format
@@ -43,10 +43,6 @@ def with_thoughts(
         index: Text(text, role="assistant", is_thought=True) for index, text in zip(thinking, written, strict=True)
     }
     return [(*parts, thoughts[index]) if index in thoughts else parts for index, parts in enumerate(requests)]
-
-
-def ends_in_thought(parts: Sequence[Part]) -> bool:
-    return isinstance(parts[-1], Text) and parts[-1].is_thought
 
 
 def thought_of(parts: Sequence[Part]) -> str | None:

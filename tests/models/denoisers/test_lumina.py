@@ -40,7 +40,7 @@ def test_released_sizes_have_the_published_number_of_parameters(condition_dim, n
 
 
 def test_config_builds_the_same_network_again():
-    model = build(patch_size=2, prediction="data", qk_norm=False, time_dim=24, initial_gate=0.5, position_dim=8)
+    model = build(patch_size=2, prediction="data", qk_norm=False, time_dim=24, initial_gate=0.5)
     again = LuminaDiT(**model.config_dict())
     assert again.config_dict() == model.config_dict()
     again.load_state_dict(model.state_dict())
@@ -142,15 +142,6 @@ def test_rows_and_columns_are_told_apart():
     for i in range(9):
         for j in range(i):
             assert (places[i] - places[j]).abs().max() > 1e-6, (i, j)
-
-
-def test_position_codes_tell_equal_tokens_apart_before_any_condition_does():
-    """By rotary positions alone, tokens that are equal stay equal until they attend to a condition."""
-    x, t, condition = torch.ones(1, CHANNELS, 3, 4), torch.tensor([0.3]), torch.randn(1, 5, CONDITION_DIM)
-    with torch.no_grad():
-        alike, told = (build(position_dim=width)(x, t, condition)[0].flatten(1) for width in (0, 8))
-    assert (alike - alike[:, :1]).abs().max() < 1e-5
-    assert torch.cdist(told.T, told.T).fill_diagonal_(1).min() > 1e-3
 
 
 def test_the_network_is_told_sigma_in_thousandths():

@@ -21,7 +21,6 @@ from torch.nn import functional as F
 
 from diptych.flow.path import Prediction
 from diptych.models.attention import attend
-from diptych.models.encoders.vision_block import sincos_positions
 from diptych.models.layers import (
     RMSNorm,
     SwiGLU,
@@ -35,8 +34,6 @@ from diptych.models.patches import patchify, unpatchify
 TIME_FREQUENCIES = 256
 QK_NORM_EPS = 1e-5
 OUTPUT_NORM_EPS = 1e-6
-POSITION_PERIOD = 100.0
-"""Slowest wave of the position codes, over 2 pi: grids of tens of tokens, not of thousands."""
 
 
 KeysValues: TypeAlias = tuple[
@@ -170,7 +167,6 @@ class LuminaDiT(nn.Module):
         qk_norm: bool = True,
         initial_gate: float = 0.0,
         prediction: Prediction = "velocity",
-        position_dim: int = 0,
     ) -> None:
         """
         Args:
@@ -188,8 +184,6 @@ class LuminaDiT(nn.Module):
             initial_gate: where the gates of the cross-attention start, before the tanh. An optimizer opens them by
                 about its learning rate a step, so short trainings gain from an open start such as 1.
             prediction: what the output stands for. The network is the same; samplers and losses read this attribute.
-            position_dim: width of a sin-cos code of a token's row and column, which a linear map adds to the token. The
-                paper has rotary positions alone (0), by which a token of noise learns only slowly where it stands.
 
         Raises:
             ValueError: ``dim`` does not split into heads whose width is a multiple of 4.
@@ -212,11 +206,9 @@ class LuminaDiT(nn.Module):
         self.qk_norm = qk_norm
         self.initial_gate = initial_gate
         self.prediction = prediction
-        self.position_dim = position_dim
 
         patch_dim = channels * patch_size**2
         self.patch_in = nn.Linear(patch_dim, dim)
-        self.position_in = nn.Linear(position_dim, dim, bias=False) if position_dim else None
         self.condition_in = nn.Sequential(nn.Linear(condition_dim, dim), nn.GELU("tanh"), nn.Linear(dim, dim))
         self.pooled_in = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, self.time_dim))
         self.time_in = nn.Sequential(
@@ -253,9 +245,6 @@ class LuminaDiT(nn.Module):
             mask = mask[:, None]
         grid = (x_t.shape[-2] // self.patch_size, x_t.shape[-1] // self.patch_size)
         x = self.patch_in(patchify(x_t, self.patch_size))
-        if self.position_in is not None:
-            code = sincos_positions(*grid, self.position_dim, x.device, POSITION_PERIOD)
-            x = x + self.position_in(code.to(x.dtype))
         # The released network is told sigma in thousandths.
         frequencies = sinusoidal_embedding(1000 * (1 - t.float()), TIME_FREQUENCIES)
         time = F.silu(self.time_in(frequencies.to(pooled.dtype)) + pooled)[:, None]
@@ -305,5 +294,4 @@ class LuminaDiT(nn.Module):
             "qk_norm": self.qk_norm,
             "initial_gate": self.initial_gate,
             "prediction": self.prediction,
-            "position_dim": self.position_dim,
         }
