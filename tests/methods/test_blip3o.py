@@ -1,5 +1,6 @@
 """BLIP3-o: what is trained by which loss, independence of packing and neighbours, and one batch learnt by heart."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from diptych.data.example import ImageIn
+from diptych.data.example import ImageIn, Text
 from diptych.data.sources.scenes import ScenesSource
 from diptych.flow.time import DiscreteTime, LogitNormalTime, UniformTime
 from diptych.methods.blip3o import Blip3oObjectives
@@ -33,10 +34,11 @@ def gradients(model, terms):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.fixture(scope="module", params=["queries", "queries and pictures"])
+@pytest.fixture(scope="module", params=["queries", "queries and pictures", "queries, pictures and text"])
 def model(request):
-    """The condition as in the paper, and with the prompt's pictures beside the queries."""
-    return tiny_model(config=replace(TINY, position_dim=8, sees_context=request.param != "queries"))
+    """The condition as in the paper, and with the prompt's pictures and text beside the queries."""
+    seen = {"sees_context": "pictures" in request.param, "sees_text": "text" in request.param}
+    return tiny_model(config=replace(TINY, position_dim=8, **seen))
 
 
 def test_every_task_has_its_losses(model):
@@ -247,6 +249,60 @@ def test_context_is_the_pictures_before_a_drawing_and_nothing_else():
             assert rows.shape[1] == 4 + grid * len(before)
     references = sum(isinstance(part, ImageIn) for part in chosen[2].parts)
     assert {key: sorted(value) for key, value in numbers.items()} == {0: [0], 1: [1], 2: [references], 3: [0, 1]}
+
+
+def test_text_of_the_condition_is_what_stands_before_a_drawing_in_its_example():
+    model = tiny_model(config=replace(TINY, sees_text=True))
+    chosen = examples(5, tasks=("text_to_image", "image_edit", "multi_reference", "interleaved", "text_to_image"))
+    batch = model.collator(row_length=300)(chosen, [0, 1, 2, 3, 4])
+    hidden_states = torch.randn(*batch.token_ids.shape, 32, generator=torch.Generator().manual_seed(0))
+    output = BackboneOutput(hidden_states, None, {})
+    hidden_states = hidden_states.flatten(0, 1)
+    is_text, owners = (batch.layout.kinds == 0).flatten(), batch.layout.example_ids.flatten()
+    places = torch.arange(len(owners))
+    numbers = []
+    for group in batch.outputs:
+        rows = model.condition_rows(output, group)
+        assert torch.equal(rows[:, :4], hidden_states[group.slots])
+        for image, example in enumerate(group.example_ids.tolist()):
+            before = is_text & (owners == example) & (places < group.slots[image, 0])
+            count = int(before.sum())
+            numbers.append(count)
+            assert torch.equal(rows[image, 4 : 4 + count], hidden_states[before])
+            assert rows.shape[1] - 4 == 32 * math.ceil(count / 32)
+            assert not rows[image, 4 + count :].any()
+    assert len(set(numbers)) > 2
+    assert tiny_model().collator()(chosen).outputs[0].text_slots.shape[1] == 0
+
+
+def test_text_of_the_prompt_reaches_a_drawing_without_the_queries():
+    """Where queries say nothing, a denoiser that sees text still has a way to the prompt; another has none."""
+    chosen = examples(2, tasks=("text_to_image",))
+    found = []
+    for sees_text in (True, False):
+        model = tiny_model(config=replace(TINY, sees_text=sees_text))
+        batch = model.collator()(chosen, [0, 1])
+        for group in batch.outputs:
+            output = model.forward_for_drawing(batch)
+            flat = output.hidden_states.flatten(0, 1)
+            output = replace(
+                output, hidden_states=flat.index_fill(0, group.slots.flatten(), 0).view_as(output.hidden_states)
+            )
+            rows = model.condition_rows(output, group)
+            found.append(
+                float(torch.autograd.grad(rows.square().sum(), model.backbone.embedding.weight)[0].abs().max())
+            )
+    assert found[0] > 0 and found[1] == 0
+
+
+def test_prompts_with_and_without_thoughts_are_drawn_together_as_alone():
+    model = tiny_model(config=replace(TINY, sees_text=True))
+    thought = Text("c3 small red circle, f6 large blue star, on beige, " * 3, role="assistant", is_thought=True)
+    prompts = [["a red circle"], ["a blue star", thought], ["a red circle and " * 9]]
+    together = [np.asarray(image).astype(int) for image in model.generate_image(prompts, seed=[1, 2, 3])]
+    for seed, (prompt, image) in enumerate(zip(prompts, together, strict=True), start=1):
+        alone = np.asarray(model.generate_image([prompt], seed=seed)[0]).astype(int)
+        assert np.abs(alone - image).max() <= 1
 
 
 def test_pictures_of_the_prompt_reach_a_drawing_without_the_queries():

@@ -17,6 +17,9 @@ from diptych.data.tokenizer import Tokenizer
 
 _T = TypeVar("_T")
 
+TEXT_MULTIPLE = 32
+"""Rows of text that an image is drawn from come in multiples of this; an image depends on its own prompt alone."""
+
 
 @dataclass(frozen=True)
 class ImageGroup:
@@ -30,6 +33,8 @@ class ImageGroup:
         size: (height, width) in pixels, the same for the whole group.
         context_slots: for every image, the positions of the pictures that stand before it in its example, as many for
             each of the group; none for images that are looked at, and where the collator is not ``with_context``.
+        text_slots: the same for the text before it, filled up with -1 to a multiple of ``TEXT_MULTIPLE``; none where
+            the collator is not ``with_text``.
         labels: what is where in the images; None where the source has no labels, and with cached features.
     """
 
@@ -39,6 +44,7 @@ class ImageGroup:
     example_ids: Int[Tensor, " images"]
     size: tuple[int, int]
     context_slots: Int[Tensor, "images context"]
+    text_slots: Int[Tensor, "images text"]
     labels: Float[Tensor, "images labels rows cols"] | None = None
 
     def __len__(self) -> int:
@@ -114,6 +120,7 @@ class _Member:
     example: int
     first_slot: int
     context: tuple[int, ...]
+    text: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,8 @@ class Collator:
     position_axes: int = 1
     with_context: bool = False
     """Drawn images know the positions of the pictures before them (``ImageGroup.context_slots``)."""
+    with_text: bool = False
+    """And of the text before them (``ImageGroup.text_slots``)."""
     pad_multiple: int = 8
 
     def __call__(
@@ -180,10 +189,13 @@ class Collator:
         for index, (layout, (row, start)) in enumerate(zip(layouts, places, strict=True)):
             first = start
             seen: list[int] = []
+            read: list[int] = []
             for span in layout.spans:
                 here = slice(start, start + span.length)
                 if span.kind == SpanKind.TEXT:
                     token_ids[row, here] = span.token_ids
+                    if self.with_text:
+                        read.extend(range(row * shape[1] + start, row * shape[1] + here.stop))
                     if span.is_target:
                         skip = 1 if start == first else 0  # nothing precedes the first token of an example
                         offset = row * shape[1]
@@ -195,13 +207,14 @@ class Collator:
                     is_output = span.kind == SpanKind.QUERY
                     first_slot = row * shape[1] + start
                     context = tuple(seen) if is_output and self.with_context else ()
+                    text = _filled_up(read) if is_output else ()
                     if not is_output:
                         seen.extend(range(first_slot, first_slot + span.length))
                     image = images[index].get(span.image, is_output)
                     shape_key = None if image.features is None else tuple(image.features.shape)
                     labels_key = None if image.labels is None else tuple(image.labels.shape)
-                    kind = (is_output, image.size, span.length, shape_key, labels_key, len(context))
-                    groups.setdefault(kind, []).append(_Member(image, index, first_slot, context))
+                    kind = (is_output, image.size, span.length, shape_key, labels_key, len(context), len(text))
+                    groups.setdefault(kind, []).append(_Member(image, index, first_slot, context, text))
                 start = here.stop
         return Batch(
             token_ids=torch.from_numpy(token_ids),
@@ -261,6 +274,11 @@ class _ExampleImages:
         return [self.get(i, drawn).size for i, drawn in enumerate(is_drawn)]
 
 
+def _filled_up(slots: Sequence[int]) -> tuple[int, ...]:
+    """The slots and as many -1 as make their number a multiple, so that texts of like lengths share a group."""
+    return (*slots, *[-1] * (-len(slots) % TEXT_MULTIPLE))
+
+
 def _group(members: list[_Member], num_tokens: int) -> ImageGroup:
     first = members[0].image
     images = [member.image for member in members]
@@ -275,6 +293,9 @@ def _group(members: list[_Member], num_tokens: int) -> ImageGroup:
         size=first.size,
         context_slots=torch.tensor([member.context for member in members], dtype=torch.int64).reshape(
             len(members), len(members[0].context)
+        ),
+        text_slots=torch.tensor([member.text for member in members], dtype=torch.int64).reshape(
+            len(members), len(members[0].text)
         ),
         labels=None if first.labels is None else torch.stack([m.labels for m in images if m.labels is not None]),
     )

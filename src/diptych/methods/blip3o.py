@@ -57,6 +57,7 @@ class QueryFlowHead(nn.Module):
         full_queries: bool = False,
         query_std: float = 1.0,
         sees_context: bool = False,
+        sees_text: bool = False,
     ) -> None:
         """
         Args:
@@ -66,6 +67,8 @@ class QueryFlowHead(nn.Module):
             query_std: of the initial queries; 1 in the paper.
             sees_context: the condition also has the embedded pictures of the prompt, as BLIP3o-NEXT's editing has
                 reference tokens; without them all that is kept of a picture must go through the queries.
+            sees_text: and the hidden states of the text before the image, prompt and thought, as BLIP3o-NEXT's denoiser
+                has those of the tokens that were predicted; without them every word must go through the queries.
         """
         super().__init__()
         self.denoiser: Any = denoiser if isinstance(denoiser, nn.Module) else build_part(denoiser)
@@ -73,6 +76,7 @@ class QueryFlowHead(nn.Module):
         self.full_queries = full_queries
         self.query_std = query_std
         self.sees_context = sees_context
+        self.sees_text = sees_text
         self.queries = nn.Parameter(torch.randn(num_queries, dim) * query_std)
 
     def config_dict(self) -> dict[str, Any]:
@@ -84,6 +88,7 @@ class QueryFlowHead(nn.Module):
             "full_queries": self.full_queries,
             "query_std": self.query_std,
             "sees_context": self.sees_context,
+            "sees_text": self.sees_text,
         }
 
     def query_embeddings(self, count: int) -> Float[Tensor, "images queries dim"]:
@@ -281,6 +286,8 @@ class Blip3oConfig:
     """Standard deviation of the initial queries."""
     sees_context: bool = False
     """The denoiser also attends to the embedded pictures of the prompt; in the paper to the queries only."""
+    sees_text: bool = False
+    """The denoiser also attends to the hidden states of the text before the image; in the paper to the queries only."""
     denoiser: LuminaConfig = field(default_factory=LuminaConfig)
     """The diffusion transformer."""
     time: UniformTime | LogitNormalTime | DiscreteTime = field(default_factory=DiscreteTime)
@@ -322,6 +329,7 @@ class Blip3oConfig:
             full_queries=self.full_queries,
             query_std=self.query_std,
             sees_context=self.sees_context,
+            sees_text=self.sees_text,
         )
         model = UnifiedModel(
             backbone=backbone,

@@ -100,6 +100,7 @@ def _starting_at(group: ImageGroup, first: int) -> ImageGroup:
         slots=group.slots[keep],
         example_ids=group.example_ids[keep],
         context_slots=group.context_slots[keep],
+        text_slots=group.text_slots[keep],
     )
 
 

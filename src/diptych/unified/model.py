@@ -141,6 +141,7 @@ class UnifiedModel(nn.Module):
             row_length=row_length,
             position_axes=getattr(self.backbone, "position_axes", 1),
             with_context=getattr(head, "sees_context", False),
+            with_text=getattr(head, "sees_text", False),
         )
 
     def _space(self) -> Any:
@@ -274,14 +275,18 @@ class UnifiedModel(nn.Module):
     def condition_rows(self, output: BackboneOutput, group: ImageGroup) -> Float[Tensor, "images rows dim"]:
         """What the image head draws the images of a group from, out of a pass over their whole batch.
 
-        Hidden states at the head's own positions and, where it ``sees_context``, the embeddings of the pictures before
-        them, brought to the same scale.
+        Hidden states at the head's own positions; where it ``sees_context``, the embeddings of the pictures before
+        them, brought to the same scale; where it ``sees_text``, hidden states of the text before them, filled up with
+        zeros.
         """
-        rows = output.hidden_states.flatten(0, 1)[group.slots]
-        if not group.context_slots.shape[1]:
-            return rows
-        seen = output.layer_states[0].flatten(0, 1)[group.context_slots]
-        return torch.cat([rows, F.rms_norm(seen, seen.shape[-1:])], dim=1)
+        hidden_states = output.hidden_states.flatten(0, 1)
+        rows = [hidden_states[group.slots]]
+        if group.context_slots.shape[1]:
+            seen = output.layer_states[0].flatten(0, 1)[group.context_slots]
+            rows.append(F.rms_norm(seen, seen.shape[-1:]))
+        if group.text_slots.shape[1]:
+            rows.append(hidden_states[group.text_slots] * (group.text_slots >= 0)[:, :, None])
+        return torch.cat(rows, dim=1)
 
     def forward_for_drawing(self, batch: Batch) -> BackboneOutput:
         """One pass that keeps what `condition_rows` needs."""
