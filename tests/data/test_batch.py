@@ -111,6 +111,20 @@ def test_weights_and_seeds_are_those_of_the_examples(tokenizer):
     assert batch.num_examples == 5 and batch.num_tokens == batch.token_ids.numel()
 
 
+def test_the_weight_of_a_text_is_that_of_its_tokens_alone(tokenizer):
+    asked = (Text("What is it?"), Text("a plan", role="assistant", is_target=True, is_thought=True))
+    heavy = Text("a large star", role="assistant", is_target=True, weight=3.0)
+    batch = make_collator(tokenizer)(
+        [Example((*asked, heavy), weight=0.5), Example((Text("Hi", weight=7.0), answer("Ho")))]
+    )
+    weights = {0: [], 1: []}
+    for token, example, weight in zip(batch.target_ids, batch.target_examples, batch.target_weights, strict=True):
+        weights[int(example)].append((tokenizer.decode([int(token)]), float(weight)))
+    plan, star = tokenizer.encode("a plan\n"), tokenizer.encode("a large star")
+    assert [weight for _, weight in weights[0]] == [0.5] * len(plan) + [1.5] * len(star) + [0.5]
+    assert {weight for _, weight in weights[1]} == {1.0}
+
+
 def test_rows_are_padded_to_a_multiple(tokenizer):
     for multiple in (1, 8, 32):
         batch = make_collator(tokenizer, pad_multiple=multiple)(EXAMPLES)

@@ -237,6 +237,16 @@ def test_a_thought_is_the_layout_of_what_is_drawn_or_asked_about(task):
         assert sorted(item.type for item in told.objects) == sorted((o["shape"], o["color"]) for o in shown["objects"])
 
 
+@pytest.mark.parametrize("task", ["question_answering", "interleaved"])
+def test_answers_can_weigh_more_than_the_thoughts_before_them(task):
+    example = ScenesSource(task=task, thinks=True, answer_weight=5.0).build().example(3)
+    learnt = [part for part in example.parts if isinstance(part, Text) and part.is_target]
+    assert {part.weight for part in learnt if part.is_thought} == {1.0}
+    assert [part.weight for part in learnt if not part.is_thought] == [5.0]
+    with pytest.raises(ValueError, match=r"answer_weight must be at least 0, got -1"):
+        ScenesSource(answer_weight=-1.0)
+
+
 def test_several_questions_are_turns_about_one_picture():
     source = ScenesSource(task="question_answering", num_scenes=5, questions_per_image=3).build()
     for index in range(5):

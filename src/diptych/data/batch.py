@@ -61,6 +61,7 @@ class Batch:
         target_slots: positions, in the flattened ``rows * seq`` sequence, whose next token is to be learnt.
         target_ids: those next tokens.
         target_examples: the example each belongs to.
+        target_weights: factor on the loss of each, the example's weight included.
         inputs: images that are looked at.
         outputs: images that are drawn.
         example_weights: factor on every example's loss.
@@ -73,6 +74,7 @@ class Batch:
     target_slots: Int[Tensor, " targets"]
     target_ids: Int[Tensor, " targets"]
     target_examples: Int[Tensor, " targets"]
+    target_weights: Float[Tensor, " targets"]
     inputs: tuple[ImageGroup, ...]
     outputs: tuple[ImageGroup, ...]
     example_weights: Float[Tensor, " examples"]
@@ -185,6 +187,7 @@ class Collator:
         target_slots: list[int] = []
         target_ids: list[int] = []
         target_examples: list[int] = []
+        target_weights: list[float] = []
         groups: dict[tuple[Any, ...], list[_Member]] = {}
         for index, (layout, (row, start)) in enumerate(zip(layouts, places, strict=True)):
             first = start
@@ -202,6 +205,7 @@ class Collator:
                         target_slots.extend(range(offset + start - 1 + skip, offset + here.stop - 1))
                         target_ids.extend(span.token_ids[skip:])
                         target_examples.extend([index] * (span.length - skip))
+                        target_weights.extend([examples[index].weight * span.weight] * (span.length - skip))
                 else:
                     assert span.image is not None
                     is_output = span.kind == SpanKind.QUERY
@@ -222,6 +226,7 @@ class Collator:
             target_slots=torch.tensor(target_slots, dtype=torch.int64),
             target_ids=torch.tensor(target_ids, dtype=torch.int64),
             target_examples=torch.tensor(target_examples, dtype=torch.int64),
+            target_weights=torch.tensor(target_weights, dtype=torch.float32),
             inputs=tuple(_group(members, key[2]) for key, members in groups.items() if not key[0]),
             outputs=tuple(_group(members, key[2]) for key, members in groups.items() if key[0]),
             example_weights=torch.tensor([float(example.weight) for example in examples]),

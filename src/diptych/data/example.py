@@ -49,13 +49,19 @@ ImageLike: TypeAlias = Image.Image | Pixels | ImageHandle
 
 @dataclass(frozen=True)
 class Text:
-    """A piece of text. ``is_target``: the model learns to write it. ``is_thought``: it is no answer, but was written to
-    find one, or before an image was drawn."""
+    """A piece of text.
+
+    Attributes:
+        is_target: the model learns to write it.
+        is_thought: it is no answer, but was written to find one, or before an image was drawn.
+        weight: multiplies the loss of its tokens, beside the example's own weight.
+    """
 
     text: str
     role: Role = "user"
     is_target: bool = False
     is_thought: bool = False
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.is_thought and self.role != "assistant":

@@ -38,6 +38,7 @@ class Span:
         length: number of positions, at least 1.
         token_ids: the tokens of a text span, as many as ``length``.
         is_target: text that the model learns to write.
+        weight: factor on the loss of such text.
         image: which image of the example an image or query span belongs to.
         grid: (rows, columns) of an image span; gives it positions in two dimensions where the backbone has them.
         is_full: every position of the span attends to the whole span, not only to what comes before.
@@ -52,6 +53,7 @@ class Span:
     grid: tuple[int, int] | None = None
     is_full: bool = False
     is_hidden: bool = False
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.length < 1:

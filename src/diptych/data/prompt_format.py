@@ -135,10 +135,10 @@ def render(
             writer.template(prompt_format.turn_start[part.role])
         if isinstance(part, Text) and part.is_thought:
             writer.template(prompt_format.thought_start)
-            writer.text(part.text, part.is_target)
+            writer.text(part.text, part.is_target, part.weight)
             writer.template(prompt_format.thought_end, part.is_target)
         elif isinstance(part, Text):
-            writer.text(wrap.get(index, part.text), part.is_target)
+            writer.text(wrap.get(index, part.text), part.is_target, part.weight)
         else:
             is_last = index + 1 == len(parts)
             _write_image(writer, part, prompt_format, rules, image, image_sizes[image], is_last)
@@ -216,13 +216,14 @@ def _write_image(
 
 
 class _SpanWriter:
-    """Collects spans; neighbouring text with the same target flag becomes one span."""
+    """Collects spans; neighbouring text with the same target flag and weight becomes one span."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.spans: list[Span] = []
         self.pending: list[int] = []
         self.pending_is_target = False
+        self.pending_weight = 1.0
 
     def template(self, template: str, is_target: bool = False) -> None:
         if template:
@@ -234,8 +235,8 @@ class _SpanWriter:
             tokens = _template_tokens(template, self.tokenizer)  # type: ignore[arg-type]
             self.span(Span(SpanKind.TEXT, len(tokens), tokens, image=image, is_hidden=True))
 
-    def text(self, text: str, is_target: bool) -> None:
-        self._tokens(self.tokenizer.encode(text), is_target)
+    def text(self, text: str, is_target: bool, weight: float) -> None:
+        self._tokens(self.tokenizer.encode(text), is_target, weight if is_target else 1.0)
 
     def span(self, span: Span) -> None:
         self._flush()
@@ -245,16 +246,18 @@ class _SpanWriter:
         self._flush()
         return SequenceLayout(tuple(self.spans))
 
-    def _tokens(self, tokens: Sequence[int], is_target: bool) -> None:
-        if self.pending and self.pending_is_target != is_target:
+    def _tokens(self, tokens: Sequence[int], is_target: bool, weight: float = 1.0) -> None:
+        if self.pending and (self.pending_is_target, self.pending_weight) != (is_target, weight):
             self._flush()
-        self.pending_is_target = is_target
+        self.pending_is_target, self.pending_weight = is_target, weight
         self.pending.extend(tokens)
 
     def _flush(self) -> None:
         if self.pending:
             tokens = tuple(self.pending)
-            self.spans.append(Span(SpanKind.TEXT, len(tokens), tokens, self.pending_is_target))
+            self.spans.append(
+                Span(SpanKind.TEXT, len(tokens), tokens, self.pending_is_target, weight=self.pending_weight)
+            )
             self.pending = []
 
 

@@ -187,9 +187,8 @@ class Blip3oObjectives:
         hidden_states = output.hidden_states.flatten(0, 1)
         terms = {}
         if len(batch.target_slots):
-            weights = batch.example_weights[batch.target_examples]
             answers = hidden_states[batch.target_slots]
-            terms["text"] = text_term(answers, batch.target_ids, model.backbone.logits, weights)
+            terms["text"] = text_term(answers, batch.target_ids, model.backbone.logits, batch.target_weights)
         losses, levels, weights_out = [], [], []
         for group in batch.outputs:
             condition = model.condition_rows(output, group)

@@ -85,6 +85,9 @@ class ScenesSource:
     thinks: bool = False
     """Before a picture is drawn or described, or the first question about one is answered, its layout
     (`diptych.scenes.layouts`) is written as a thought, which is learnt too."""
+    answer_weight: float = 1.0
+    """Factor on the loss of answers to questions. Behind a layout of thirty tokens a *yes* is all that tells whether it
+    was understood, and would be a thirtieth of the example's loss."""
     label_cells: int = 0
     """Cells along a side of the grid of labels that every picture carries (``diptych.scenes.labels``); 0 for none."""
 
@@ -105,6 +108,7 @@ class ScenesSource:
         least_objects = 2 if self.split == "test" else 1
         for name, number, low, high in (
             ("num_scenes", self.num_scenes, 1, None),
+            ("answer_weight", self.answer_weight, 0, None),
             ("image_size", self.image_size, 8, 4096),
             ("seed", self.seed, 0, None),
             ("max_objects", self.max_objects, least_objects, MAX_OBJECTS),
@@ -231,7 +235,7 @@ class SceneExamples:
             (
                 Text(one.text),
                 *(() if turn else self._thought(scene, one.text)),
-                Text(one.answer, role="assistant", is_target=True),
+                Text(one.answer, role="assistant", is_target=True, weight=self.config.answer_weight),
             )
             for turn, one in enumerate(asked)
         ]
@@ -312,7 +316,7 @@ class SceneExamples:
             ImageOut(self._image(made.target)),
             Text(asked.text),
             *self._thought(made.target, asked.text),
-            Text(asked.answer, role="assistant", is_target=True),
+            Text(asked.answer, role="assistant", is_target=True, weight=self.config.answer_weight),
         )
         metadata = self._metadata(
             made.target, kind=made.kind, source=made.source.to_dict(), answer=asked.answer, question_kind=asked.kind
