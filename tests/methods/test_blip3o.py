@@ -1,6 +1,5 @@
 """BLIP3-o: what is trained by which loss, independence of packing and neighbours, and one batch learnt by heart."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -107,13 +106,16 @@ def test_condition_is_dropped_as_often_as_said(model):
     objectives = Blip3oObjectives(condition_drop=0.25, noise_repeats=8)
     seen = []
     denoise = model.image_head.denoiser.forward
-    model.image_head.denoiser.forward = lambda x, t, c, m=None: (seen.append(c), denoise(x, t, c, m))[1]
+    model.image_head.denoiser.forward = lambda x, t, *given: (seen.append(given), denoise(x, t, *given))[1]
     try:
         terms_of(model, chosen, list(range(64)), objectives=objectives)
     finally:
         del model.image_head.denoiser.forward
-    share = (seen[0].abs().amax((1, 2)) == 0).float().mean().item()
-    assert len(seen[0]) == 512
+    conditions, _, index = seen[0]
+    is_dropped = conditions.abs().amax((1, 2)) == 0
+    assert is_dropped.tolist() == [False] * 64 + [True]
+    share = is_dropped[index].float().mean().item()
+    assert len(index) == 512
     assert share == pytest.approx(0.25, abs=5 * (0.25 * 0.75 / 512) ** 0.5)
 
 
@@ -232,7 +234,7 @@ def test_context_is_the_pictures_before_a_drawing_and_nothing_else():
     grid = batch.inputs[0].slots.shape[1]
     numbers = {}
     for group in batch.outputs:
-        rows = model.condition_rows(output, group)
+        rows, mask = model.condition_rows(output, group)
         assert torch.equal(rows[:, :4], hidden_states[group.slots])
         for image, example in enumerate(group.example_ids.tolist()):
             before = [
@@ -245,8 +247,9 @@ def test_context_is_the_pictures_before_a_drawing_and_nothing_else():
             expected = torch.cat(
                 [embeddings[slots] for slots in sorted(before, key=lambda s: int(s[0]))] or [rows[:0, 0]]
             )
-            torch.testing.assert_close(rows[image, 4:], F.rms_norm(expected, (32,)))
-            assert rows.shape[1] == 4 + grid * len(before)
+            own = rows[image] if mask is None else rows[image][mask[image]]
+            torch.testing.assert_close(own[4:], F.rms_norm(expected, (32,)))
+            assert len(own) == 4 + grid * len(before)
     references = sum(isinstance(part, ImageIn) for part in chosen[2].parts)
     assert {key: sorted(value) for key, value in numbers.items()} == {0: [0], 1: [1], 2: [references], 3: [0, 1]}
 
@@ -260,18 +263,15 @@ def test_text_of_the_condition_is_what_stands_before_a_drawing_in_its_example():
     hidden_states = hidden_states.flatten(0, 1)
     is_text, owners = (batch.layout.kinds == 0).flatten(), batch.layout.example_ids.flatten()
     places = torch.arange(len(owners))
-    numbers = []
+    numbers = set()
     for group in batch.outputs:
-        rows = model.condition_rows(output, group)
-        assert torch.equal(rows[:, :4], hidden_states[group.slots])
+        rows, mask = model.condition_rows(output, group)
         for image, example in enumerate(group.example_ids.tolist()):
             before = is_text & (owners == example) & (places < group.slots[image, 0])
-            count = int(before.sum())
-            numbers.append(count)
-            assert torch.equal(rows[image, 4 : 4 + count], hidden_states[before])
-            assert rows.shape[1] - 4 == 32 * math.ceil(count / 32)
-            assert not rows[image, 4 + count :].any()
-    assert len(set(numbers)) > 2
+            numbers.add(int(before.sum()))
+            expected = torch.cat([hidden_states[group.slots[image]], hidden_states[before]])
+            assert torch.equal(rows[image][mask[image]], expected)
+    assert len(numbers) > 2
     assert tiny_model().collator()(chosen).outputs[0].text_slots.shape[1] == 0
 
 
@@ -288,10 +288,9 @@ def test_text_of_the_prompt_reaches_a_drawing_without_the_queries():
             output = replace(
                 output, hidden_states=flat.index_fill(0, group.slots.flatten(), 0).view_as(output.hidden_states)
             )
-            rows = model.condition_rows(output, group)
-            found.append(
-                float(torch.autograd.grad(rows.square().sum(), model.backbone.embedding.weight)[0].abs().max())
-            )
+            rows, mask = model.condition_rows(output, group)
+            said = rows.square().sum() if mask is None else rows[mask].square().sum()
+            found.append(float(torch.autograd.grad(said, model.backbone.embedding.weight)[0].abs().max()))
     assert found[0] > 0 and found[1] == 0
 
 

@@ -85,7 +85,7 @@ def test_one_step_is_one_euler_step_from_noise(prediction):
     torch.testing.assert_close(again, drawn)
 
     group = batch.outputs[0]
-    condition = model.condition_rows(model.forward_for_drawing(batch), group)
+    condition, _ = model.condition_rows(model.forward_for_drawing(batch), group)
     noise = normal_from_seeds(batch.example_seeds, model.autoencoder.latent_shape(64, 64), "noise")
     euler = SOLVERS["euler"](lambda x, t: model.image_head.velocity(x, t, condition), noise, time_grid(1, 3.0))
     expected = model.autoencoder.decode(euler)

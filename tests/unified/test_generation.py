@@ -113,10 +113,10 @@ def test_features_do_not_depend_on_batch_neighbours_or_padding(model):
         torch.testing.assert_close(alone[0], together[index], atol=1e-5, rtol=1e-5)
     noise = torch.randn(3, 8, 4, 4, generator=torch.Generator().manual_seed(0))
     conditions = torch.stack(together)
-    drawn = model._draw(conditions, None, noise, model.draw_settings, None)
+    drawn = model._draw(conditions, None, None, noise, model.draw_settings, None)
     for index in range(3):
         one = slice(index, index + 1)
-        alone = model._draw(conditions[one], None, noise[one], model.draw_settings, None)
+        alone = model._draw(conditions[one], None, None, noise[one], model.draw_settings, None)
         torch.testing.assert_close(alone[0], drawn[index], atol=1e-5, rtol=1e-5)
 
 

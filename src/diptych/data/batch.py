@@ -17,9 +17,6 @@ from diptych.data.tokenizer import Tokenizer
 
 _T = TypeVar("_T")
 
-TEXT_MULTIPLE = 32
-"""Rows of text that an image is drawn from come in multiples of this; an image depends on its own prompt alone."""
-
 
 @dataclass(frozen=True)
 class ImageGroup:
@@ -31,10 +28,9 @@ class ImageGroup:
         slots: for every image, the positions it takes in the flattened ``rows * seq`` sequence.
         example_ids: the example each image belongs to.
         size: (height, width) in pixels, the same for the whole group.
-        context_slots: for every image, the positions of the pictures that stand before it in its example, as many for
-            each of the group; none for images that are looked at, and where the collator is not ``with_context``.
-        text_slots: the same for the text before it, filled up with -1 to a multiple of ``TEXT_MULTIPLE``; none where
-            the collator is not ``with_text``.
+        context_slots: for every image, the positions of the pictures that stand before it in its example, filled up
+            with -1; none for images that are looked at, and where the collator is not ``with_context``.
+        text_slots: the same for the text before it, where the collator is ``with_text``.
         labels: what is where in the images; None where the source has no labels, and with cached features.
     """
 
@@ -211,13 +207,13 @@ class Collator:
                     is_output = span.kind == SpanKind.QUERY
                     first_slot = row * shape[1] + start
                     context = tuple(seen) if is_output and self.with_context else ()
-                    text = _filled_up(read) if is_output else ()
+                    text = tuple(read) if is_output else ()
                     if not is_output:
                         seen.extend(range(first_slot, first_slot + span.length))
                     image = images[index].get(span.image, is_output)
                     shape_key = None if image.features is None else tuple(image.features.shape)
                     labels_key = None if image.labels is None else tuple(image.labels.shape)
-                    kind = (is_output, image.size, span.length, shape_key, labels_key, len(context), len(text))
+                    kind = (is_output, image.size, span.length, shape_key, labels_key)
                     groups.setdefault(kind, []).append(_Member(image, index, first_slot, context, text))
                 start = here.stop
         return Batch(
@@ -279,11 +275,6 @@ class _ExampleImages:
         return [self.get(i, drawn).size for i, drawn in enumerate(is_drawn)]
 
 
-def _filled_up(slots: Sequence[int]) -> tuple[int, ...]:
-    """The slots and as many -1 as make their number a multiple, so that texts of like lengths share a group."""
-    return (*slots, *[-1] * (-len(slots) % TEXT_MULTIPLE))
-
-
 def _group(members: list[_Member], num_tokens: int) -> ImageGroup:
     first = members[0].image
     images = [member.image for member in members]
@@ -296,11 +287,13 @@ def _group(members: list[_Member], num_tokens: int) -> ImageGroup:
         slots=starts[:, None] + torch.arange(num_tokens)[None, :],
         example_ids=torch.tensor([member.example for member in members]),
         size=first.size,
-        context_slots=torch.tensor([member.context for member in members], dtype=torch.int64).reshape(
-            len(members), len(members[0].context)
-        ),
-        text_slots=torch.tensor([member.text for member in members], dtype=torch.int64).reshape(
-            len(members), len(members[0].text)
-        ),
+        context_slots=_filled_up([member.context for member in members]),
+        text_slots=_filled_up([member.text for member in members]),
         labels=None if first.labels is None else torch.stack([m.labels for m in images if m.labels is not None]),
     )
+
+
+def _filled_up(slots: Sequence[Sequence[int]]) -> Int[Tensor, "images most"]:
+    """Rows of slots, filled up with -1 to the longest."""
+    most = max(map(len, slots))
+    return torch.tensor([[*row, *[-1] * (most - len(row))] for row in slots], dtype=torch.int64)

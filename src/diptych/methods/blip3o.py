@@ -110,12 +110,14 @@ class QueryFlowHead(nn.Module):
         noise: Float[Tensor, "images channels rows cols"],
         settings: DrawSettings,
         on_step: OnStep | None = None,
+        mask: Bool[Tensor, "images conditions"] | None = None,
     ) -> Float[Tensor, "images channels rows cols"]:
         """Features drawn from noise, with classifier-free guidance in one batched call.
 
-        What the denoiser makes of the condition alone is computed once, not at every step.
+        What the denoiser makes of the condition alone is computed once, not at every step. The mask is True where a row
+        of the condition counts.
         """
-        joint = self.denoiser.encode_condition(*_stacked(condition, null))
+        joint = self.denoiser.encode_condition(*_stacked(condition, mask, null))
         velocity = guided_velocity(
             self.velocity,
             joint.select(slice(0, len(condition))),
@@ -128,23 +130,26 @@ class QueryFlowHead(nn.Module):
 
 
 def _stacked(
-    condition: Float[Tensor, "images rows dim"], null: Float[Tensor, "images null_rows dim"]
+    condition: Float[Tensor, "images rows dim"],
+    mask: Bool[Tensor, "images rows"] | None,
+    null: Float[Tensor, "others null_rows dim"],
 ) -> tuple[Float[Tensor, "both most_rows dim"], Bool[Tensor, "both most_rows"] | None]:
-    """Both as one batch; where a negative prompt has other pictures than the prompt, with a mask of the rows."""
+    """Both as one batch, with a mask of the rows that count where some do not."""
     most = max(condition.shape[1], null.shape[1])
-    if condition.shape[1] == null.shape[1]:
+    if condition.shape[1] == null.shape[1] and mask is None:
         return torch.cat([condition, null]), None
+    if mask is None:
+        mask = torch.ones(condition.shape[:2], dtype=torch.bool, device=condition.device)
+    all_true = torch.ones(null.shape[:2], dtype=torch.bool, device=null.device)
     padded = [F.pad(rows, (0, 0, 0, most - rows.shape[1])) for rows in (condition, null)]
-    counts = [
-        torch.arange(most, device=rows.device).expand(len(rows), -1) < rows.shape[1] for rows in (condition, null)
-    ]
-    return torch.cat(padded), torch.cat(counts)
+    return torch.cat(padded), torch.cat([F.pad(own, (0, most - own.shape[1])) for own in (mask, all_true)])
 
 
 def flow_loss(
     model: UnifiedModel,
     group: ImageGroup,
     condition: Float[Tensor, "images conditions dim"],
+    mask: Bool[Tensor, "images conditions"] | None,
     seeds: Int[Tensor, " images"],
     time: TimeDistribution,
     condition_drop: float,
@@ -153,7 +158,8 @@ def flow_loss(
 ) -> tuple[Float[Tensor, " items"], Float[Tensor, " items"]]:
     """Squared velocity error of every image at ``repeats`` noise levels, and those levels sigma.
 
-    Time, noise and dropped conditions follow from each image's seed.
+    Time, noise and dropped conditions follow from each image's seed. The mask is True where a row of the condition
+    counts.
     """
     head = model.image_head
     data = model.group_features(group, is_output=True).float()
@@ -161,11 +167,13 @@ def flow_loss(
     t = time.at(uniform_from_seeds(seeds, (repeats,), "time")).flatten()
     noise = normal_from_seeds(seeds, shape, "noise").flatten(0, 1)
     keep = uniform_from_seeds(seeds, (repeats,), "condition_drop").flatten() >= condition_drop
+    conditions, mask = _stacked(condition, mask, head.null_condition(1).to(condition.dtype))
+    own = torch.arange(len(data), device=data.device).repeat_interleave(repeats, 0)
+    index = torch.where(keep, own, len(data))
     data = data.repeat_interleave(repeats, 0)
-    condition = condition.repeat_interleave(repeats, 0) * keep[:, None, None].to(condition.dtype)
 
     def predict(x_t: Tensor, t: Tensor) -> Tensor:
-        return head.denoiser(x_t, t, condition)
+        return head.denoiser(x_t, t, conditions, mask, index)
 
     return flow_matching_loss(predict, data, noise, t, head.denoiser.prediction, floor), 1 - t
 
@@ -191,10 +199,18 @@ class Blip3oObjectives:
             terms["text"] = text_term(answers, batch.target_ids, model.backbone.logits, batch.target_weights)
         losses, levels, weights_out = [], [], []
         for group in batch.outputs:
-            condition = model.condition_rows(output, group)
+            condition, mask = model.condition_rows(output, group)
             seeds = batch.example_seeds[group.example_ids]
             loss, sigma = flow_loss(
-                model, group, condition, seeds, self.time, self.condition_drop, self.noise_repeats, self.loss_floor
+                model,
+                group,
+                condition,
+                mask,
+                seeds,
+                self.time,
+                self.condition_drop,
+                self.noise_repeats,
+                self.loss_floor,
             )
             losses.append(loss)
             levels.append(sigma)

@@ -428,9 +428,10 @@ def one_step_images(
     if checkpoint_activations and torch.is_grad_enabled():
         decode = partial(checkpoint, decode, use_reentrant=False)
     images = []
-    for condition, noise in _conditions(model, batch):
+    for condition, mask, noise in _conditions(model, batch):
         start = torch.zeros(len(noise), device=noise.device)
-        latents = noise + model.image_head.velocity(noise, start, condition)
+        encoded = model.image_head.denoiser.encode_condition(condition, mask)
+        latents = noise + model.image_head.velocity(noise, start, encoded)
         images.append(decode(latents.to(condition.dtype)))
     return images
 
@@ -438,19 +439,20 @@ def one_step_images(
 def _drawn_images(model: UnifiedModel, batch: Batch) -> list[Float[Tensor, "images 3 height width"]]:
     """What the batch asks for, drawn as the model is set to draw, clipped; the noise is that of `one_step_images`."""
     images = []
-    for condition, noise in _conditions(model, batch):
+    for condition, mask, noise in _conditions(model, batch):
         null = model.image_head.null_condition(len(noise))
-        latents = model.image_head.draw(condition, null, noise, model.draw_settings)
+        latents = model.image_head.draw(condition, null, noise, model.draw_settings, mask=mask)
         images.append(model.autoencoder.decode(latents.to(condition.dtype)))
     return images
 
 
-def _conditions(model: UnifiedModel, batch: Batch) -> Iterator[tuple[Tensor, Tensor]]:
-    """What the images of each group are drawn from: conditions, and noise by the examples' seeds."""
+def _conditions(model: UnifiedModel, batch: Batch) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+    """What the images of each group are drawn from: conditions, their mask, and noise by the examples' seeds."""
     output = model.forward_for_drawing(batch)
     for group in batch.outputs:
         seeds = batch.example_seeds[group.example_ids]
-        yield model.condition_rows(output, group), normal_from_seeds(seeds, _latent_shape(model, group), "noise")
+        noise = normal_from_seeds(seeds, _latent_shape(model, group), "noise")
+        yield *model.condition_rows(output, group), noise
 
 
 def _latent_shape(model: UnifiedModel, group: ImageGroup) -> Sequence[int]:

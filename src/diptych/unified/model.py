@@ -12,10 +12,11 @@ from typing import Any, Literal, Protocol
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from diptych.data.batch import Batch, Collator, ImageGroup
 from diptych.data.example import Example, ImageOut, Part
@@ -49,7 +50,13 @@ class ImageHead(Protocol):
         noise: Float[Tensor, "images channels rows cols"],
         settings: DrawSettings,
         on_step: OnStep | None = None,
-    ) -> Float[Tensor, "images channels rows cols"]: ...
+    ) -> Float[Tensor, "images channels rows cols"]:
+        """Features of the generation space.
+
+        A head that ``sees_context`` or ``sees_text`` also takes ``mask``, ``images rows``, True where a row of the
+        condition counts; it is given where the rows of the images differ in number.
+        """
+        ...
 
 
 class UnifiedModel(nn.Module):
@@ -261,23 +268,26 @@ class UnifiedModel(nn.Module):
         conditions = self.condition(requests, (height, width))
         null = None if negative_prompt is None else self.condition([prompt_parts(negative_prompt)], (height, width))[0]
         drawn: dict[int, Image.Image] = {}
-        for chosen in _batches([len(conditions[request]) for request in order], step):
-            condition = torch.stack([conditions[order[index]] for index in chosen])
+        by_length = sorted(range(len(order)), key=lambda index: len(conditions[order[index]]))
+        for chosen in (by_length[start : start + step] for start in range(0, len(order), step)):
+            condition, mask = _padded([conditions[order[index]] for index in chosen])
             noise = torch.stack([_noise(seeds[index], shape) for index in chosen]).to(self.device)
             given = None if null is None else null.expand(len(condition), -1, -1)
-            features = self._draw(condition, given, noise, settings, on_step)
+            features = self._draw(condition, mask, given, noise, settings, on_step)
             drawn.update(zip(chosen, _to_images(self._space().decode(features.to(condition.dtype))), strict=True))
         for index, request in enumerate(order):
             if (thought := thought_of(requests[request])) is not None:
                 drawn[index].info["thought"] = thought
         return [drawn[index] for index in range(len(order))]
 
-    def condition_rows(self, output: BackboneOutput, group: ImageGroup) -> Float[Tensor, "images rows dim"]:
+    def condition_rows(
+        self, output: BackboneOutput, group: ImageGroup
+    ) -> tuple[Float[Tensor, "images rows dim"], Bool[Tensor, "images rows"] | None]:
         """What the image head draws the images of a group from, out of a pass over their whole batch.
 
         Hidden states at the head's own positions; where it ``sees_context``, the embeddings of the pictures before
-        them, brought to the same scale; where it ``sees_text``, hidden states of the text before them, filled up with
-        zeros.
+        them, brought to the same scale; where it ``sees_text``, hidden states of the text before them. The mask is True
+        where a row counts; None if all do.
         """
         hidden_states = output.hidden_states.flatten(0, 1)
         rows = [hidden_states[group.slots]]
@@ -285,8 +295,9 @@ class UnifiedModel(nn.Module):
             seen = output.layer_states[0].flatten(0, 1)[group.context_slots]
             rows.append(F.rms_norm(seen, seen.shape[-1:]))
         if group.text_slots.shape[1]:
-            rows.append(hidden_states[group.text_slots] * (group.text_slots >= 0)[:, :, None])
-        return torch.cat(rows, dim=1)
+            rows.append(hidden_states[group.text_slots])
+        mask = torch.cat([group.slots, group.context_slots, group.text_slots], dim=1) >= 0
+        return torch.cat(rows, dim=1), None if mask.all() else mask
 
     def forward_for_drawing(self, batch: Batch) -> BackboneOutput:
         """One pass that keeps what `condition_rows` needs."""
@@ -301,12 +312,15 @@ class UnifiedModel(nn.Module):
         output = self.forward_for_drawing(batch)
         found: dict[int, Tensor] = {}
         for group in batch.outputs:
-            found.update(zip(group.example_ids.tolist(), self.condition_rows(output, group), strict=True))
+            rows, mask = self.condition_rows(output, group)
+            own = rows if mask is None else [row[counts] for row, counts in zip(rows, mask, strict=True)]
+            found.update(zip(group.example_ids.tolist(), own, strict=True))
         return [found[index] for index in range(len(requests))]
 
     def _draw(
         self,
         condition: Tensor,
+        mask: Tensor | None,
         null: Tensor | None,
         noise: Tensor,
         settings: DrawSettings,
@@ -314,8 +328,8 @@ class UnifiedModel(nn.Module):
     ) -> Tensor:
         if null is None:
             null = self.image_head.null_condition(len(condition))
-            null = F.pad(null, (0, 0, 0, condition.shape[1] - null.shape[1]))  # pictures seen are dropped too
-        drawn: Tensor = self.image_head.draw(condition, null, noise, settings, on_step)
+        masked = {} if mask is None else {"mask": mask}
+        drawn: Tensor = self.image_head.draw(condition, null, noise, settings, on_step, **masked)
         return drawn
 
     def _settings(self, num_steps: int | None, guidance_scale: float | None, think: bool | None) -> DrawSettings:
@@ -460,13 +474,14 @@ class UnifiedModel(nn.Module):
         return {**self.card, "capabilities": list(self.capabilities), "parts": parts, "parameters": total}
 
 
-def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of at most ``size``, each of one length."""
-    by_length: dict[int, list[int]] = {}
-    for index, length in enumerate(lengths):
-        by_length.setdefault(length, []).append(index)
-    for members in by_length.values():
-        yield from (members[start : start + size] for start in range(0, len(members), size))
+def _padded(
+    rows: Sequence[Float[Tensor, "_ dim"]],
+) -> tuple[Float[Tensor, "images most dim"], Bool[Tensor, "images most"] | None]:
+    """Conditions of several images, with a mask of the rows that count where they differ in number."""
+    lengths = torch.tensor([len(own) for own in rows], device=rows[0].device)
+    padded = pad_sequence(list(rows), batch_first=True)
+    mask = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
+    return padded, None if mask.all() else mask
 
 
 def _noise(seed: int, shape: tuple[int, int, int]) -> Float[Tensor, "channels rows cols"]:

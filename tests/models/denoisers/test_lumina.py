@@ -118,6 +118,20 @@ def test_a_row_without_any_condition_attends_to_nothing(dtype):
     assert torch.equal(output[1], closed[1]) and not torch.equal(output[0], closed[0])
 
 
+def test_several_may_be_drawn_from_one_condition():
+    model = open_gates(build())
+    x, t, condition = inputs()
+    mask = torch.arange(5) < torch.tensor([5, 2, 3])[:, None]
+    index = torch.tensor([2, 0, 2])
+    torch.testing.assert_close(
+        model(x, t, condition, mask, index), model(x, t, condition[index], mask[index]), rtol=1e-4, atol=1e-5
+    )
+    encoded = model.encode_condition(condition, mask)
+    torch.testing.assert_close(
+        model(x, t, encoded, condition_index=index), model(x, t, condition, mask, index), rtol=1e-4, atol=1e-5
+    )
+
+
 def test_order_of_the_batch_does_not_matter():
     model = open_gates(build())
     x, t, condition = inputs()

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -97,8 +97,9 @@ class LuminaAttention(nn.Module):
         self,
         x: Float[Tensor, "batch patches dim"],
         rotary: tuple[Tensor, Tensor],
-        condition: Float[Tensor, "batch tokens dim"] | KeysValues,
+        condition: Float[Tensor, "conditions tokens dim"] | KeysValues,
         condition_mask: Bool[Tensor, "batch 1 tokens"] | None,
+        condition_index: Int[Tensor, " batch"] | None,
     ) -> Float[Tensor, "batch patches dim"]:
         query = apply_rotary_interleaved(self._heads(self.query_norm(self.query(x))), *rotary)
         key = apply_rotary_interleaved(self._heads(self.key_norm(self.key(x))), *rotary)
@@ -106,6 +107,8 @@ class LuminaAttention(nn.Module):
         # The condition has no place on the grid: its keys are not turned.
         cross_query = apply_rotary_interleaved(self._heads(self.cross_query_norm(self.cross_query(x))), *rotary)
         cross_key, cross_value = self.keys_values(condition) if isinstance(condition, Tensor) else condition
+        if condition_index is not None:
+            cross_key, cross_value = cross_key[condition_index], cross_value[condition_index]
         return self.out(mixed + attend(cross_query, cross_key, cross_value, condition_mask))
 
     def _heads(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch heads seq head_dim"]:
@@ -133,12 +136,13 @@ class LuminaBlock(nn.Module):
         x: Float[Tensor, "batch patches dim"],
         time: Float[Tensor, "batch 1 time_dim"],
         rotary: tuple[Tensor, Tensor],
-        condition: Float[Tensor, "batch tokens dim"] | KeysValues,
+        condition: Float[Tensor, "conditions tokens dim"] | KeysValues,
         condition_mask: Bool[Tensor, "batch 1 tokens"] | None,
+        condition_index: Int[Tensor, " batch"] | None,
     ) -> Float[Tensor, "batch patches dim"]:
         attention_scale, attention_gate, ffn_scale, ffn_gate = self.modulation(time).chunk(4, dim=-1)
         y = self.attention_in_norm(x, 1 + attention_scale)
-        y = self.attention(y, rotary, condition, condition_mask)
+        y = self.attention(y, rotary, condition, condition_mask, condition_index)
         x = x + self.attention_out_norm(y, attention_gate.tanh())
         y = self.ffn(self.ffn_in_norm(x, 1 + ffn_scale))
         return x + self.ffn_out_norm(y, ffn_gate.tanh())
@@ -226,12 +230,18 @@ class LuminaDiT(nn.Module):
         self,
         x_t: Float[Tensor, "batch channels height width"],
         t: Float[Tensor, " batch"],
-        condition: Float[Tensor, "batch tokens condition_dim"] | LuminaCondition,
-        condition_mask: Bool[Tensor, "batch tokens"] | None = None,
+        condition: Float[Tensor, "conditions tokens condition_dim"] | LuminaCondition,
+        condition_mask: Bool[Tensor, "conditions tokens"] | None = None,
+        condition_index: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
         """What ``prediction`` says, from noisy latents at time t.
 
         A sampler that calls this many times for one condition saves work by passing `encode_condition` of it.
+
+        Args:
+            condition_mask: True where a row of the condition counts.
+            condition_index: the condition of each of the batch, where several noise levels are drawn for one: what is
+                computed from a condition alone is then computed once. By default each has its own.
         """
         block_conditions: Sequence[Tensor | KeysValues]
         if isinstance(condition, LuminaCondition):
@@ -241,6 +251,9 @@ class LuminaDiT(nn.Module):
             # sharded training may gather them block by block.
             embedded, pooled, mask = self._embed_condition(condition, condition_mask)
             block_conditions = [embedded] * self.num_layers
+        if condition_index is not None:
+            pooled = pooled[condition_index]
+            mask = None if mask is None else mask[condition_index]
         if mask is not None:
             mask = mask[:, None]
         grid = (x_t.shape[-2] // self.patch_size, x_t.shape[-1] // self.patch_size)
@@ -250,7 +263,7 @@ class LuminaDiT(nn.Module):
         time = F.silu(self.time_in(frequencies.to(pooled.dtype)) + pooled)[:, None]
         rotary = rotary_table_2d(*grid, self.dim // self.num_heads, device=x.device)
         for block, block_condition in zip(self.blocks, block_conditions, strict=True):
-            x = block(x, time, rotary, block_condition, mask)
+            x = block(x, time, rotary, block_condition, mask, condition_index)
         x = self.out_norm(x) * (1 + self.out_scale(time))
         return unpatchify(self.patch_out(x), self.patch_size, grid)
 
