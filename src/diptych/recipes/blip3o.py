@@ -6,6 +6,7 @@ from diptych.data.sources.scenes import ScenesSource
 from diptych.flow.time import UniformTime
 from diptych.methods.blip3o import Blip3oConfig
 from diptych.scenes.labels import LABELS
+from diptych.scenes.questions import TRAINING_QUESTION_KINDS
 from diptych.train.part_configs import BackboneConfig, FeaturesConfig, LuminaConfig, VitConfig
 from diptych.train.recipe import (
     CheckpointConfig,
@@ -197,26 +198,23 @@ def tiny_sequential() -> Recipe[Blip3oConfig]:
 
 
 def small() -> Recipe[Blip3oConfig]:
-    """BLIP3-o on the built-in world, with thoughts: what trained the bundled ``diptych-scenes``.
+    """BLIP3-o on the built-in world. ``think()`` follows, and both trained the bundled ``diptych-scenes``.
 
     Starts from ``features()``, ``decoder()`` and ``sharpen()``, frozen, as BLIP3-o starts from EVA-CLIP and SDXL.
     Backbone, queries and denoiser start from scratch and learn in a curriculum, because a mixture of tasks hides each
-    skill that they share, while alone it is learnt in a tenth of the examples. First to see: is there a red circle; the
-    layout of one object, then of three; questions, answered after the layout was written as a thought. Then to draw,
-    each picture after its layout: one object, two, up to four; pictures of which one thing changes and all else is
-    copied; then everything.
+    skill that they share, while alone it is learnt in a tenth of the examples: is there a red circle among no others;
+    colours, shapes, sizes and numbers of one or two objects; where an object is; how two lie to each other; one object
+    drawn where it is asked for, then two; pictures of which one thing changes and all else is copied; then everything.
 
     Differs from the paper in size, in joint training of backbone and image head, in predicting the data with a loss on
-    the velocity, in uniform times shifted towards noise, in queries that see each other, in a denoiser that also sees
-    the text and the pictures before the image, in thoughts, in positions of the cells of a looked-at picture, in Muon,
-    and in what lets a short training find the prompt: an open cross-attention gate, small initial queries, and an error
-    near the end of the path that weighs no more than eleven times that at its start.
+    the velocity, in uniform times shifted towards noise, in queries that see each other, in positions of the cells of a
+    looked-at picture, in Muon, and in what lets a short training find the prompt: an open cross-attention gate, small
+    initial queries, and an error near the end of the path that weighs no more than eleven times that at its start.
     """
     scenes = ScenesSource(num_scenes=1_000_000)
-    tell = replace(scenes, task="image_to_text", caption_style="layout")
-    ask = replace(scenes, task="question_answering", questions_per_image=3, thinks=True, answer_weight=8.0)
-    draw = replace(scenes, task="text_to_image", caption_style="short", max_objects=4, thinks=True)
-    edit = replace(scenes, task="image_edit", thinks=True)
+    draw = replace(scenes, task="text_to_image", caption_style="short")
+    ask = replace(scenes, task="question_answering", questions_per_image=6)
+    edit = replace(scenes, task="image_edit")
     optimizer = OptimizerConfig(
         name="muon", lr=1e-3, warmup_steps=50, schedule="wsd", decay_fraction=0.2, ema_decay=0.99
     )
@@ -228,12 +226,11 @@ def small() -> Recipe[Blip3oConfig]:
         batch_size=16,
         optimizer=optimizer,
     )
-    see = replace(match, mix={"tell_one": 1.0}, num_steps=200, batch_size=32)
     joint = Stage(
         trainable=("connector", "backbone", "image_head"),
-        mix={"draw_one": 0.6, "tell_few": 0.1, "ask": 0.3},
+        mix={"draw_one": 0.7, "ask_few": 0.3},
         objectives={"text": 1.0, "flow": 1.0},
-        num_steps=250,
+        num_steps=400,
         batch_size=32,
         optimizer=replace(optimizer, decay_fraction=0.1),
     )
@@ -248,7 +245,6 @@ def small() -> Recipe[Blip3oConfig]:
             full_queries=True,
             query_std=0.1,
             sees_context=True,
-            sees_text=True,
             time=UniformTime(shift=5.0),
             noise_repeats=3,
             loss_floor=0.3,
@@ -256,9 +252,88 @@ def small() -> Recipe[Blip3oConfig]:
             start_from={"autoencoder": "diptych-scenes"},
         ),
         data={
-            "ask_one": replace(ask, max_objects=1, question_kinds=("existence",), questions_per_image=6, thinks=False),
-            "tell_one": replace(tell, max_objects=1),
-            "tell_few": replace(tell, max_objects=3),
+            "ask_one": replace(ask, max_objects=1, question_kinds=("existence",)),
+            "ask_two": replace(ask, max_objects=2, question_kinds=("existence", "color", "shape", "size", "count")),
+            "ask_place": replace(ask, max_objects=3, question_kinds=("place",), questions_per_image=2),
+            "ask_relation": replace(
+                ask, min_objects=2, max_objects=3, question_kinds=("relation",), questions_per_image=1
+            ),
+            "ask_few": replace(ask, max_objects=4, question_kinds=TRAINING_QUESTION_KINDS),
+            "ask": ask,
+            "describe": replace(scenes, task="image_to_text"),
+            "draw_one": replace(draw, max_objects=1, caption_style="placed"),
+            "draw_two": replace(draw, min_objects=2, max_objects=2, caption_style="placed"),
+            "draw": replace(draw, max_objects=4),
+            "edit_kept": replace(edit, max_objects=2, edit_kinds=("recolor", "reshape", "resize")),
+            "edit_few": replace(edit, max_objects=2),
+            "edit": edit,
+            "compose": replace(scenes, task="multi_reference"),
+        },
+        stages={
+            "match": match,
+            "name": replace(match, mix={"ask_two": 1.0}, num_steps=300),
+            "place": replace(match, mix={"ask_place": 1.0}, num_steps=250, batch_size=32),
+            "relate": replace(
+                match, mix={"ask_relation": 0.65, "ask_place": 0.15, "ask_two": 0.2}, num_steps=900, batch_size=32
+            ),
+            "compare": replace(match, mix={"ask_relation": 0.6, "ask_few": 0.4}, num_steps=900, batch_size=32),
+            "draw": joint,
+            "arrange": replace(
+                joint, mix={"draw_two": 0.45, "draw": 0.3, "ask_few": 0.13, "ask_relation": 0.12}, num_steps=700
+            ),
+            "copy": replace(
+                joint, mix={"edit_kept": 0.6, "draw": 0.18, "ask_few": 0.12, "ask_relation": 0.1}, num_steps=600
+            ),
+            "all": replace(
+                joint,
+                mix={
+                    "draw": 0.2,
+                    "draw_two": 0.17,
+                    "ask": 0.2,
+                    "ask_relation": 0.12,
+                    "describe": 0.01,
+                    "edit_few": 0.15,
+                    "edit": 0.12,
+                    "compose": 0.03,
+                },
+                num_steps=6500,
+                optimizer=replace(optimizer, decay_fraction=0.5, ema_decay=0.998),
+            ),
+        },
+        sampling=SamplingConfig(num_steps=20, guidance_scale=4.0, time_shift=3.0),
+        evaluation=EvaluationConfig(scorers=("geneval", "questions", "editing", "multi-reference"), num_prompts=60),
+        checkpoints=CheckpointConfig(every_steps=500),
+        logging=LoggingConfig(every_steps=50, sample_every=500),
+        precision="auto",
+    )
+
+
+def think() -> Recipe[Blip3oConfig]:
+    """``small()`` learns to think before it draws and answers, and a denoiser that reads the thought.
+
+    A thought is the layout of the picture in words (`diptych.scenes.layouts`). Backbone and connector are taken from
+    ``runs/small``; elsewhere they are named by ``--model.start-from``. They learn first to tell layouts and to answer
+    after them. The denoiser starts from scratch: beside the queries it attends to the hidden states of the text, where
+    each object of a layout is told in a few words.
+    """
+    base = small()
+    scenes = ScenesSource(num_scenes=1_000_000)
+    tell = replace(scenes, task="image_to_text", caption_style="layout")
+    ask = replace(scenes, task="question_answering", questions_per_image=3, thinks=True, answer_weight=5.0)
+    draw = replace(scenes, task="text_to_image", caption_style="short", max_objects=4, thinks=True)
+    edit = replace(scenes, task="image_edit", thinks=True)
+    see = replace(base.stages["compare"], mix={"tell": 0.5, "ask": 0.25, "ask_at_once": 0.15, "ask_relation": 0.1})
+    joint = base.stages["arrange"]
+    understanding = {"tell": 0.15, "ask": 0.1, "ask_at_once": 0.05, "ask_relation": 0.1}
+    return replace(
+        base,
+        name="blip3o:think",
+        model=replace(
+            base.model,
+            sees_text=True,
+            start_from={"autoencoder": "diptych-scenes", "backbone": "runs/small", "connector": "runs/small"},
+        ),
+        data={
             "tell": tell,
             "tell_twice": replace(tell, thinks=True),
             "describe": replace(scenes, task="image_to_text", thinks=True),
@@ -277,28 +352,13 @@ def small() -> Recipe[Blip3oConfig]:
             "compose": replace(scenes, task="multi_reference", thinks=True),
         },
         stages={
-            "match": match,
-            "one": see,
-            "few": replace(see, mix={"tell_few": 1.0}, num_steps=500),
-            "think": replace(see, mix={"tell": 0.35, "ask": 0.4, "ask_relation": 0.25}, num_steps=1200),
-            "draw": joint,
-            "two": replace(
-                joint,
-                mix={"draw_two": 0.6, "draw_one": 0.1, "tell": 0.1, "ask": 0.1, "ask_relation": 0.1},
-                num_steps=900,
-            ),
-            "arrange": replace(
-                joint,
-                mix={"draw_two": 0.35, "draw": 0.15, "tell_few": 0.2, "tell": 0.1, "ask": 0.1, "ask_relation": 0.1},
-                num_steps=800,
-            ),
-            "copy": replace(
-                joint,
-                mix={"edit_kept": 0.42, "draw": 0.18, "tell": 0.2, "ask": 0.1, "ask_relation": 0.1},
-                num_steps=600,
-            ),
+            "think": replace(see, num_steps=350),
+            "draw": replace(joint, mix={"draw_one": 0.6, **understanding}, num_steps=250),
+            "two": replace(joint, mix={"draw_two": 0.5, "draw_one": 0.1, **understanding}, num_steps=600),
+            "arrange": replace(joint, mix={"draw_two": 0.4, "draw": 0.2, **understanding}, num_steps=600),
+            "copy": replace(joint, mix={"edit_kept": 0.42, "draw": 0.18, **understanding}, num_steps=600),
             "all": replace(
-                joint,
+                base.stages["all"],
                 mix={
                     "draw": 0.25,
                     "draw_two": 0.06,
@@ -307,29 +367,24 @@ def small() -> Recipe[Blip3oConfig]:
                     "tell_twice": 0.01,
                     "describe": 0.02,
                     "ask": 0.15,
-                    "ask_at_once": 0.02,
-                    "ask_relation": 0.09,
-                    "edit_few": 0.09,
+                    "ask_at_once": 0.05,
+                    "ask_relation": 0.07,
+                    "edit_few": 0.08,
                     "edit": 0.14,
                     "compose": 0.03,
                 },
-                num_steps=5200,
-                optimizer=replace(optimizer, decay_fraction=0.5, ema_decay=0.998),
+                num_steps=5000,
             ),
         },
-        sampling=SamplingConfig(num_steps=20, guidance_scale=4.0, time_shift=3.0, think=True),
-        evaluation=EvaluationConfig(scorers=("geneval", "questions", "editing", "multi-reference"), num_prompts=60),
-        checkpoints=CheckpointConfig(every_steps=500),
-        logging=LoggingConfig(every_steps=50, sample_every=500),
-        precision="auto",
+        sampling=replace(base.sampling, think=True),
     )
 
 
 def joint() -> Recipe[Blip3oConfig]:
     """All tasks in one stage: what pictures and texts of your own start from, put in place of the built-in world.
 
-    The sizes of ``small`` without its curriculum and thoughts, which are about the built-in world. The time shift is
-    that of features that were not trained for a gate.
+    The sizes of ``small`` without its curriculum, which is about the built-in world. The time shift is that of features
+    that were not trained for a gate.
     """
     base = small()
     scenes = ScenesSource(num_scenes=1_000_000)
@@ -344,7 +399,6 @@ def joint() -> Recipe[Blip3oConfig]:
             "edit": replace(scenes, task="image_edit"),
         },
         stages={"joint": replace(stage, mix={"draw": 0.4, "ask": 0.3, "edit": 0.3}, num_steps=4000)},
-        sampling=replace(base.sampling, think=False),
         evaluation=replace(base.evaluation, scorers=("geneval", "questions", "editing")),
     )
 
@@ -352,7 +406,7 @@ def joint() -> Recipe[Blip3oConfig]:
 def demo() -> Recipe[Blip3oConfig]:
     """``small`` in minutes: backbone, queries and denoiser from scratch on two cores, what ``make demo`` trains.
 
-    Two layers of backbone and one of denoiser fewer, and no edits: those take longer than there is time.
+    Two layers of backbone and one of denoiser fewer, and no relations or edits: those take longer than there is time.
     """
     base = small()
     assert isinstance(base.model.backbone, BackboneConfig)
@@ -368,30 +422,27 @@ def demo() -> Recipe[Blip3oConfig]:
         ),
         stages={
             "match": replace(stages["match"], num_steps=200),
-            "one": replace(stages["one"], num_steps=100),
-            "few": replace(stages["few"], num_steps=250),
-            "draw": replace(stages["draw"], num_steps=100),
+            "name": replace(stages["name"], num_steps=250),
+            "compare": replace(stages["compare"], mix={"ask_few": 1.0}, num_steps=250, batch_size=16),
+            "draw": replace(stages["draw"], num_steps=120),
             "arrange": replace(
                 last,
-                mix={"draw_two": 0.35, "draw": 0.25, "ask": 0.3, "tell": 0.1},
-                num_steps=520,
+                mix={"draw_two": 0.3, "draw": 0.4, "ask": 0.3},
+                num_steps=620,
                 optimizer=replace(last.optimizer, decay_fraction=0.5),
             ),
         },
         evaluation=replace(base.evaluation, scorers=("geneval", "questions", "editing")),
-        logging=LoggingConfig(every_steps=20, sample_every=260),
+        logging=LoggingConfig(every_steps=20, sample_every=310),
     )
 
 
 def demo_sequential() -> Recipe[Blip3oConfig]:
     """``demo`` in the order of the paper: understanding, then generation with the backbone frozen."""
     base = demo()
-    understanding = {name: base.stages[name] for name in ("match", "one", "few")}
+    understanding = {name: base.stages[name] for name in ("match", "name", "compare")}
     last = base.stages["arrange"]
-    think = replace(base.stages["few"], mix={"ask": 0.6, "tell": 0.4}, num_steps=200)
     generation = replace(
         last, trainable=("image_head",), mix={"draw_one": 0.2, "draw_two": 0.35, "draw": 0.45}, objectives={"flow": 1.0}
     )
-    return replace(
-        base, name="blip3o:demo_sequential", stages={**understanding, "think": think, "generation": generation}
-    )
+    return replace(base, name="blip3o:demo_sequential", stages={**understanding, "generation": generation})
