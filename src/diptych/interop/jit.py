@@ -6,6 +6,7 @@ joint there (``qkv``, ``w12``), and in the last layer a patch's values are order
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,22 @@ def load_jit(path: str | Path, entry: str = "model", learned_positions: bool = F
     network = JiT(**config, learned_positions=learned_positions)
     load_exactly(network, from_official_jit(state_dict), f"{path} does not hold a JiT")
     return network.eval()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JiTCheckpoint:
+    """A released JiT as the generator of a recipe."""
+
+    path: str
+    """A ``.pth`` file of FD-loss or of the paper's code."""
+    entry: str = "model"
+    """Whose weights; ``model_ema1`` in files of the paper's code."""
+    learned_positions: bool = True
+    """Whether training changes the position codes; it does in FD-loss."""
+
+    def build(self) -> JiT:
+        """Raises as `load_jit` does."""
+        return load_jit(self.path, self.entry, self.learned_positions)
 
 
 def _key_map(num_layers: int) -> dict[str, tuple[str, ...]]:

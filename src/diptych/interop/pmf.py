@@ -166,6 +166,22 @@ def load_meanflow(path: str | Path, released: str, entry: str = "model") -> MiT:
     return network.eval()
 
 
+@dataclass(frozen=True, kw_only=True)
+class MeanFlowCheckpoint:
+    """A released pMF or iMF as the generator of a recipe."""
+
+    path: str
+    """A ``.pth`` file of FD-loss, or of the code it starts from."""
+    released: str
+    """Its name in `RELEASED`."""
+    entry: str = "model"
+    """Whose weights, if the file holds several."""
+
+    def build(self) -> MiT:
+        """Raises as `load_meanflow` does."""
+        return load_meanflow(self.path, self.released, self.entry)
+
+
 def _network_keys(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """What belongs to the network, in the names of the FD-loss code."""
     return {
