@@ -186,7 +186,10 @@ def test_a_saved_generator_draws_the_same(tmp_path):
         batch = ClassBatch(torch.tensor([2, 0]), torch.tensor([1, 2]))
         assert torch.equal(again(batch), model(batch)) and again.card == model.card
         assert not (tmp_path / name / "tokenizer").exists()
-        with pytest.raises(ValueError, match="class_generator, which draws classes and no prompts"):
+        with pytest.raises(
+            ValueError,
+            match=r"class_generator, which draws classes and no prompts. Load it with .*load_class_generator",
+        ):
             load_model(tmp_path / name)
     with pytest.raises(ValueError, match="holds no class-conditional generator"):
         load_class_generator("diptych-scenes")

@@ -57,9 +57,11 @@ _FIELDS_OF = {
     "dual_encoder": ("parts", "tokenizer_fingerprint", "images", "card"),
     "class_generator": ("parts", "draw", "card"),
 }
+_IN_ANOTHER_MODEL = "Its parts ({parts}) can be used in another model: name the folder in --model.start-from."
 _NOT_UNIFIED = {
-    "dual_encoder": "which neither writes nor draws",
-    "class_generator": "which draws classes and no prompts",
+    "dual_encoder": f"which neither writes nor draws. {_IN_ANOTHER_MODEL}",
+    "class_generator": "which draws classes and no prompts. Load it with "
+    "diptych.methods.class_fd_loss.load_class_generator.",
 }
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 _RESTORE = "Restore the file, or take another checkpoint."
@@ -142,10 +144,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torc
     folder = resolve(path)
     manifest = read_manifest(folder)
     if manifest.get("kind", "unified") != "unified":
-        raise ValueError(
-            f"{folder} holds a {manifest['kind']}, {_NOT_UNIFIED[manifest['kind']]}. Its parts "
-            f"({', '.join(manifest['parts'])}) can be used in another model: name the folder in --model.start-from."
-        )
+        reason = _NOT_UNIFIED[manifest["kind"]].format(parts=", ".join(manifest["parts"]))
+        raise ValueError(f"{folder} holds a {manifest['kind']}, {reason}")
     parts = {name: _load_part(folder, name, entry) for name, entry in manifest["parts"].items()}
     tokenizer = load_tokenizer(folder, manifest)
     try:
