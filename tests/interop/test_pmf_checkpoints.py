@@ -6,6 +6,7 @@ import torch
 from diptych.flow.path import to_velocity
 from diptych.interop.pmf import (
     RELEASED,
+    IMFLatents,
     MeanFlowCheckpoint,
     from_official_mit,
     load_meanflow,
@@ -137,6 +138,22 @@ def test_a_released_file_loads_and_draws(tmp_path):
         noise = model.noise_scale * torch.randn(1, 3, 256, 256, generator=torch.Generator().manual_seed(1))
         images.append(model(noise, torch.zeros(1), condition).detach())
     assert images[0].std() > 0.01 and torch.equal(*images)
+
+
+def test_latents_of_imf_have_the_released_mean_and_spread(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKL(block_out_channels=(32, 32), layers_per_block=1, latent_channels=4,
+                                  down_block_types=("DownEncoderBlock2D",) * 2,
+                                  up_block_types=("UpDecoderBlock2D",) * 2).eval()  # fmt: skip
+    vae.save_pretrained(tmp_path)
+    space = IMFLatents(path=str(tmp_path)).build()
+    latents = torch.randn(2, 4, 4, 4)
+    mean = torch.tensor([0.86488, -0.27787343, 0.21616915, 0.3738409]).reshape(4, 1, 1)
+    std = torch.tensor([4.85503674, 5.31922414, 3.93725398, 3.9870003]).reshape(4, 1, 1)
+    with torch.no_grad():
+        expected = vae.decode(latents * std + mean).sample
+        torch.testing.assert_close(space.decode_unclipped(latents), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_released_intervals_are_turned_to_our_time():

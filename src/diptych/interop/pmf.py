@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
 from diptych.flow.path import Prediction
 from diptych.interop.weight_files import count_layers, load_exactly, read_checkpoint, strip_prefix
+from diptych.models.autoencoders.diffusers import DiffusersAutoencoder, load_diffusers_autoencoder
 from diptych.models.denoisers.pmf import MiT
 
 _MODULES = {
@@ -83,6 +85,11 @@ RELEASED = {
     "iMF-XL": DrawnAs(image_size=32, guidance_scale=8.0, guidance_interval=(0.38, 0.58)),
 }
 """By the names of the base files of FD-loss; its post-trained ones are called the same way."""
+
+
+IMF_CHANNEL_MEAN = (0.86488, -0.27787343, 0.21616915, 0.3738409)
+IMF_CHANNEL_STD = (4.85503674, 5.31922414, 3.93725398, 3.9870003)
+"""Of the autoencoder's raw latents, by ``models/autoencoder.py`` of FD-loss."""
 
 
 def from_official_mit(state_dict: Mapping[str, Tensor], prefix: str = "net.") -> dict[str, Tensor]:
@@ -180,6 +187,21 @@ class MeanFlowCheckpoint:
     def build(self) -> MiT:
         """Raises as `load_meanflow` does."""
         return load_meanflow(self.path, self.released, self.entry)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IMFLatents:
+    """The latents that iMF draws in: those of Stable Diffusion's autoencoder, each channel with its own scale."""
+
+    path: str = "stabilityai/sd-vae-ft-mse"
+    """A folder or hub id of the AutoencoderKL."""
+
+    def build(self) -> DiffusersAutoencoder:
+        """Raises as `load_diffusers_autoencoder` does."""
+        space = load_diffusers_autoencoder(self.path)
+        space.shift.copy_(torch.tensor(IMF_CHANNEL_MEAN).reshape(-1, 1, 1))
+        space.scale.copy_(torch.tensor(IMF_CHANNEL_STD).reshape(-1, 1, 1))
+        return space
 
 
 def _network_keys(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
