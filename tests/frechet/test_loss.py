@@ -79,12 +79,19 @@ def test_resume_is_equal_to_the_bit():
         loss.commit()
         return result.loss
 
-    straight, resumed = make(), make()
+    straight, resumed, from_tensors = make(), make(), make()
     straight.warm_start({"a": normal(9, 4, 2).float(), "b": normal(9, 6, 3).float()})
     for seed in range(4):
         step(straight, seed)
     resumed.load_state_dict(straight.state_dict())
-    assert [step(resumed, seed).item() for seed in range(9)] == [step(straight, seed).item() for seed in range(9)]
+    tensors = {name: value.clone() for name, value in straight.tensors().items()}
+    assert all(name.startswith(("a/", "b/")) and isinstance(value, torch.Tensor) for name, value in tensors.items())
+    from_tensors.load_tensors(tensors)
+    expected = [step(straight, seed).item() for seed in range(9)]
+    assert [step(resumed, seed).item() for seed in range(9)] == expected
+    assert [step(from_tensors, seed).item() for seed in range(9)] == expected
+    with pytest.raises(ValueError, match="the saved state is of the representation 'c'; there are a, b"):
+        from_tensors.load_tensors({"c/mean": torch.zeros(4)})
 
 
 @pytest.mark.parametrize("kind", ["batch", "average", "queue"])

@@ -109,6 +109,13 @@ def test_rotary_table_2d_alternates_rows_and_columns():
         torch.testing.assert_close(sin[index], angles.sin())
 
 
+def test_rotary_table_2d_may_put_rows_before_columns():
+    cos, sin = rotary_table_2d(2, 3, 8, alternate=False)
+    angles = torch.tensor([1.0, 0.01, 2.0, 0.02])  # row 1, column 2
+    torch.testing.assert_close(cos[5], angles.cos())
+    torch.testing.assert_close(sin[5], angles.sin())
+
+
 def test_sinusoidal_embedding_puts_cosines_first():
     t = torch.tensor([0.0, 250.0])
     embedding = sinusoidal_embedding(t, 4)

@@ -125,3 +125,26 @@ class FDLoss:
             raise ValueError(f"FDLoss has {sorted(self.representations)}, the state {sorted(state)}.")
         for name, one in self.representations.items():
             one.estimator.load_state_dict(state[name])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """`state_dict` for files that hold tensors alone: ``representation/field``, numbers too, what is None not."""
+        return {
+            f"{name}/{key}": torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+            for name, fields in self.state_dict().items()
+            for key, value in fields.items()
+            if value is not None
+        }
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on from what `tensors` gave.
+
+        Raises:
+            ValueError: they are of another representation.
+        """
+        state: dict[str, dict[str, Any]] = {name: dict.fromkeys(fields) for name, fields in self.state_dict().items()}
+        for path, tensor in tensors.items():
+            name, key = path.rsplit("/", 1)
+            if name not in state:
+                raise ValueError(f"the saved state is of the representation {name!r}; there are {', '.join(state)}.")
+            state[name][key] = tensor.item() if tensor.ndim == 0 else tensor
+        self.load_state_dict(state)

@@ -6,13 +6,12 @@ torch-fidelity are state dicts with the same names, which are ours. It is looked
 """
 
 import os
-import pickle
 from pathlib import Path
 
 import torch
 
 from diptych.interop.tensorflow_graph import read_float_constants
-from diptych.interop.weight_files import load_exactly, read_weights
+from diptych.interop.weight_files import load_exactly, read_torch_file, read_weights
 from diptych.models.encoders.fid_inception import FidInception, MixedBlock
 
 FILE_NAMES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
@@ -40,13 +39,7 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         return read_weights(file)
     if file.suffix == ".pb":
         return _from_graph(file)
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing.")
-    try:
-        tensors = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{file} is no file of tensors, or a damaged one: {reason}") from None
+    tensors = read_torch_file(file)
     if not isinstance(tensors, dict) or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         raise ValueError(f"{file} must hold tensors by name, and nothing else.")
     return tensors

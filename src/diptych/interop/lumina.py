@@ -11,6 +11,8 @@ from typing import Any
 from einops import rearrange
 from torch import Tensor
 
+from diptych.interop.weight_files import count_layers, strip_prefix
+
 _PARTS = {
     "patch_embedder.proj": "patch_in",
     "caption_projection.linear_1": "condition_in.0",
@@ -55,10 +57,8 @@ def from_diffusers_lumina(state_dict: Mapping[str, Tensor], prefix: str = "", pa
     Raises:
         ValueError: no key has the prefix, or one that has it belongs to no layer of this architecture.
     """
-    given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-    if not given:
-        raise ValueError(f"no key starts with {prefix!r}; the first is {next(iter(state_dict), None)!r}.")
-    names = _key_map(_count_layers(given, "layers"))
+    given = strip_prefix(state_dict, prefix)
+    names = _key_map(count_layers(given, "layers"))
     unknown = sorted(given.keys() - names.keys() - _IGNORED)
     if unknown:
         raise ValueError(f"{len(unknown)} keys belong to no layer of the Lumina-Next denoiser, such as {unknown[0]!r}.")
@@ -74,7 +74,7 @@ def to_diffusers_lumina(state_dict: Mapping[str, Tensor], prefix: str = "", patc
     Raises:
         ValueError: a key is not one of `LuminaDiT`.
     """
-    names = {ours: theirs for theirs, ours in _key_map(_count_layers(state_dict, "blocks")).items()}
+    names = {ours: theirs for theirs, ours in _key_map(count_layers(state_dict, "blocks")).items()}
     unknown = sorted(state_dict.keys() - names.keys())
     if unknown:
         raise ValueError(f"{len(unknown)} keys are no weights of LuminaDiT, such as {unknown[0]!r}.")
@@ -95,7 +95,7 @@ def lumina_config(state_dict: Mapping[str, Tensor], prefix: str = "", patch_size
         "channels": patch_dim // patch_size**2,
         "condition_dim": given["caption_projection.linear_1.weight"].shape[1],
         "dim": dim,
-        "num_layers": _count_layers(given, "layers"),
+        "num_layers": count_layers(given, "layers"),
         "num_heads": len(given["layers.0.gate"]),
         "patch_size": patch_size,
         "ffn_dim": len(given["layers.0.feed_forward.linear_1.weight"]),
@@ -103,10 +103,6 @@ def lumina_config(state_dict: Mapping[str, Tensor], prefix: str = "", patch_size
         "qk_norm": "layers.0.attn1.norm_q.weight" in given,
         "prediction": "velocity",
     }
-
-
-def _count_layers(state_dict: Mapping[str, Tensor], name: str) -> int:
-    return len({key.split(".")[1] for key in state_dict if key.startswith(f"{name}.")})
 
 
 def _key_map(num_layers: int) -> dict[str, str]:

@@ -242,10 +242,10 @@ class FDPostTraining:
         return {f"fd/{name}": distance.item() for name, distance in self._distances.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        return _flat(self._loss().state_dict())
+        return self._loss().tensors()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self._loss().load_state_dict(_nested(state, self._loss().state_dict()))
+        self._loss().load_tensors(state)
 
     # -- features ----------------------------------------------------------------------------------------------------
 
@@ -485,24 +485,3 @@ def prompt_batch(model: UnifiedModel, source: Any, indices: Sequence[int]) -> Ba
         examples.append(example)
         seeds.append(derive_key(0, "fd image", index) >> 1)
     return model.collator()(examples, seeds).to(model.device)
-
-
-def _flat(state: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor]:
-    """``representation/field`` to a tensor; numbers too, what is None left out."""
-    return {
-        f"{name}/{key}": torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
-        for name, fields in state.items()
-        for key, value in fields.items()
-        if value is not None
-    }
-
-
-def _nested(state: Mapping[str, Tensor], like: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What ``_flat`` was given."""
-    found: dict[str, dict[str, Any]] = {name: dict.fromkeys(fields) for name, fields in like.items()}
-    for path, tensor in state.items():
-        name, key = path.rsplit("/", 1)
-        if name not in found:
-            raise ValueError(f"the saved state is of the representation {name!r}; there are {', '.join(found)}.")
-        found[name][key] = tensor.item() if tensor.ndim == 0 else tensor
-    return found

@@ -43,13 +43,13 @@ class RMSNorm(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """Gated feed-forward layer ``down(silu(gate(x)) * up(x))`` without biases (arXiv 2002.05202, equation 6)."""
+    """Gated feed-forward layer ``down(silu(gate(x)) * up(x))`` (arXiv 2002.05202, equation 6), there without biases."""
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+    def __init__(self, dim: int, hidden_dim: int, bias: bool = False) -> None:
         super().__init__()
-        self.gate = nn.Linear(dim, hidden_dim, bias=False)
-        self.up = nn.Linear(dim, hidden_dim, bias=False)
-        self.down = nn.Linear(hidden_dim, dim, bias=False)
+        self.gate = nn.Linear(dim, hidden_dim, bias=bias)
+        self.up = nn.Linear(dim, hidden_dim, bias=bias)
+        self.down = nn.Linear(hidden_dim, dim, bias=bias)
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         return self.down(F.silu(self.gate(x)) * self.up(x))
@@ -77,11 +77,17 @@ def rotary_table(
 
 
 def rotary_table_2d(
-    rows: int, cols: int, head_dim: int, theta: float = 10_000.0, device: torch.device | None = None
+    rows: int,
+    cols: int,
+    head_dim: int,
+    theta: float = 10_000.0,
+    device: torch.device | None = None,
+    alternate: bool = True,
 ) -> tuple[Float[Tensor, "patches half"], Float[Tensor, "patches half"]]:
     """Rotary table of a row-major grid; pairs alternate between the axes: row w_0, column w_0, row w_1, column w_1, ...
 
     Each axis has ``head_dim / 4`` frequencies ``w_i = theta ** (-4 i / head_dim)`` (Lumina-Next, arXiv 2406.18583).
+    Without ``alternate`` all pairs of the row stand before those of the column (JiT, arXiv 2511.13720).
 
     Raises:
         ValueError: ``head_dim`` is no multiple of 4.
@@ -92,8 +98,8 @@ def rotary_table_2d(
     row, col = torch.meshgrid(
         torch.arange(rows, device=device).float(), torch.arange(cols, device=device).float(), indexing="ij"
     )
-    angles = torch.stack((row, col), dim=-1).reshape(rows * cols, 1, 2) * frequencies[:, None]
-    angles = angles.flatten(1)
+    places = torch.stack((row, col), dim=-1).reshape(rows * cols, 2)
+    angles = (places[:, None] * frequencies[:, None] if alternate else places[:, :, None] * frequencies).flatten(1)
     return angles.cos(), angles.sin()
 
 

@@ -48,10 +48,21 @@ _FIELDS = {
 _PARTS = {
     "unified": ("autoencoder", "encoder", "connector", "backbone", "image_head"),
     "dual_encoder": ("encoder", "text_encoder", "contrastive_head"),
+    "class_generator": ("denoiser", "autoencoder"),
 }
 """The parts that each kind of model may have. A dual encoder is trained for its parts; only unified models load whole
 by `load_model`."""
-_UNIFIED_FIELDS = ("prompt_format", "draw")
+_FIELDS_OF = {
+    "unified": tuple(_FIELDS),
+    "dual_encoder": ("parts", "tokenizer_fingerprint", "images", "card"),
+    "class_generator": ("parts", "draw", "card"),
+}
+_IN_ANOTHER_MODEL = "Its parts ({parts}) can be used in another model: name the folder in --model.start-from."
+_NOT_UNIFIED = {
+    "dual_encoder": f"which neither writes nor draws. {_IN_ANOTHER_MODEL}",
+    "class_generator": "which draws classes and no prompts. Load it with "
+    "diptych.methods.class_fd_loss.load_class_generator.",
+}
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 _RESTORE = "Restore the file, or take another checkpoint."
 _SAFE_WAY = (
@@ -84,13 +95,14 @@ def save_parts(
     path: Path,
     kind: str,
     parts: Mapping[str, nn.Module],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     fields: Mapping[str, Any],
     dtype: torch.dtype | None = None,
 ) -> None:
     """Writes a model of any kind, given by its parts; raises as ``save_model`` does.
 
     Args:
+        tokenizer: None for a model that reads no text.
         fields: what else ``diptych.json`` is to hold: ``images``, ``card``, ``capabilities`` and what the kind needs.
     """
     path = path.resolve()
@@ -108,10 +120,11 @@ def save_parts(
                 "diptych_version": __version__,
                 "kind": kind,
                 "parts": entries,
-                "tokenizer_fingerprint": tokenizer.fingerprint,
                 **fields,
             }
-            tokenizer.save(temporary / "tokenizer")
+            if tokenizer is not None:
+                manifest["tokenizer_fingerprint"] = tokenizer.fingerprint
+                tokenizer.save(temporary / "tokenizer")
             text = json.dumps(manifest, indent=2, ensure_ascii=False)
             (temporary / MANIFEST).write_text(text + "\n", encoding="utf-8")
             (temporary / "README.md").write_text(model_card(parts, manifest), encoding="utf-8")
@@ -131,10 +144,8 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torc
     folder = resolve(path)
     manifest = read_manifest(folder)
     if manifest.get("kind", "unified") != "unified":
-        raise ValueError(
-            f"{folder} holds a {manifest['kind']}, which neither writes nor draws. Its parts "
-            f"({', '.join(manifest['parts'])}) can be used in another model: name the folder in --model.start-from."
-        )
+        reason = _NOT_UNIFIED[manifest["kind"]].format(parts=", ".join(manifest["parts"]))
+        raise ValueError(f"{folder} holds a {manifest['kind']}, {reason}")
     parts = {name: _load_part(folder, name, entry) for name, entry in manifest["parts"].items()}
     tokenizer = load_tokenizer(folder, manifest)
     try:
@@ -245,9 +256,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     kind = manifest.get("kind", "unified")
     if kind not in _PARTS:
         raise ValueError(f"{file} is of a model of kind {kind!r}, not one of {', '.join(_PARTS)}. {_RESTORE}")
-    for name, expected in _FIELDS.items():
-        if kind != "unified" and name in _UNIFIED_FIELDS:
-            continue
+    for name in _FIELDS_OF[kind]:
+        expected = _FIELDS[name]
         if name not in manifest:
             raise ValueError(f"{file} is damaged: it lacks {name!r}. {_RESTORE}")
         if not isinstance(manifest[name], expected):
@@ -384,6 +394,11 @@ def model_card(parts: Mapping[str, nn.Module], manifest: Mapping[str, Any]) -> s
             "from diptych.unified.folder import load_part",
             "",
             'encoder = load_part("path/to/this/folder", "encoder")',
+        ],
+        "class_generator": [
+            "from diptych.methods.class_fd_loss import load_class_generator",
+            "",
+            'generator = load_class_generator("path/to/this/folder")',
         ],
     }
     lines = [f"# {card.get('name', 'A diptych model')}", ""]
