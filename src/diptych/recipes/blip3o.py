@@ -376,7 +376,7 @@ def think() -> Recipe[Blip3oConfig]:
                 num_steps=5000,
             ),
         },
-        sampling=replace(base.sampling, think=True),
+        sampling=replace(base.sampling, guidance_scale=2.0, think=True, think_temperature=0.0),
     )
 
 
