@@ -19,6 +19,9 @@ from torch import Tensor
 from diptych.frechet.estimators import PopulationEstimator
 from diptych.frechet.gradient import FrechetReference, frechet_to_reference
 from diptych.frechet.moments import check_finite_rows
+from diptych.frechet.warm_route import WarmRoute
+
+_ROUTE = "route."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class Representation:
     """w."""
     validation_distance: float | None = None
     """If given, the term is ``FD / validation_distance``, the FDr of the papers; if None, ``FD / (sg[FD] + c)``."""
+    route: WarmRoute | None = None
+    """If given, gradients come by products of matrices where those are exact enough. Not shared."""
 
     def __post_init__(self) -> None:
         if self.validation_distance is not None and self.validation_distance <= 0:
@@ -40,6 +45,18 @@ class Representation:
                 f"representation.validation_distance must be positive, got {self.validation_distance}. "
                 "None divides by the distance itself."
             )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the estimator and, named ``route.FIELD``, of the route."""
+        route = {} if self.route is None else self.route.state_dict()
+        return {**self.estimator.state_dict(), **{_ROUTE + key: value for key, value in route.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where another was. Without the state of a route this one begins exact; one too many is left out."""
+        self.estimator.load_state_dict({key: value for key, value in state.items() if not key.startswith(_ROUTE)})
+        route = {key.removeprefix(_ROUTE): value for key, value in state.items() if key.startswith(_ROUTE)}
+        if self.route is not None and route.get("num_exact") is not None:
+            self.route.load_state_dict(route)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +111,9 @@ class FDLoss:
             check_finite_rows(batch, f"features of {name}")
             batch = batch if self.gather is None else self.gather(batch)
             mean, covariance = representation.estimator.population(batch)
-            distance = frechet_to_reference(mean, covariance, representation.reference, self.relative_cutoff)
+            distance = frechet_to_reference(
+                mean, covariance, representation.reference, self.relative_cutoff, representation.route
+            )
             scale: Tensor | float | None = representation.validation_distance
             if scale is None:
                 scale = distance.detach() + self.constant
@@ -115,16 +134,22 @@ class FDLoss:
         for representation in self.representations.values():
             representation.estimator.commit()
 
+    def route_metrics(self) -> dict[str, float]:
+        """``fd_exact/NAME``, how many steps took the exact route, and ``fd_error/NAME``, the error of the last."""
+        routes = {name: one.route for name, one in self.representations.items() if one.route is not None}
+        exact = {f"fd_exact/{name}": float(route.num_exact) for name, route in routes.items()}
+        return exact | {f"fd_error/{name}": route.last_error for name, route in routes.items()}
+
     def state_dict(self) -> dict[str, Any]:
-        """The state of every estimator, by representation."""
-        return {name: one.estimator.state_dict() for name, one in self.representations.items()}
+        """The state of every estimator and, named ``route.FIELD``, of every route, by representation."""
+        return {name: one.state_dict() for name, one in self.representations.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where a loss of the same representations was."""
         if set(state) != set(self.representations):
             raise ValueError(f"FDLoss has {sorted(self.representations)}, the state {sorted(state)}.")
         for name, one in self.representations.items():
-            one.estimator.load_state_dict(state[name])
+            one.load_state_dict(state[name])
 
     def tensors(self) -> dict[str, Tensor]:
         """`state_dict` for files that hold tensors alone: ``representation/field``, numbers too, what is None not."""

@@ -27,6 +27,7 @@ from diptych.frechet.gather import gather_features
 from diptych.frechet.gradient import FrechetReference
 from diptych.frechet.loss import FDLoss, Representation
 from diptych.frechet.moments import Moments
+from diptych.frechet.warm_route import WarmRoute
 from diptych.models.denoisers.jit import JiT
 from diptych.models.denoisers.pmf import MeanFlowCondition, MiT
 from diptych.objectives.loss_term import LossTerm, Objective
@@ -176,12 +177,17 @@ class ClassFDLossConfig:
     """Whom a batch stands for: a config of ``methods.fd_loss``, whose ``build(dim, num_steps)`` gives an estimator."""
     constant: float = 0.01
     """c."""
+    gradient_tolerance: float | None = None
+    """Relative error up to which a gradient may come by following the last one (``frechet.warm_route``), which takes a
+    fraction of the time where networks are wide; None asks for an eigendecomposition every step."""
     num_warm_start: int = 50_000
     """Images that the untrained generator draws for the first population; 10 for each feature or more."""
 
     companion_scorers: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        if self.gradient_tolerance is not None and self.gradient_tolerance <= 0:
+            raise ValueError(f"model.gradient_tolerance must be positive or none, got {self.gradient_tolerance}.")
         if not self.representations:
             raise ValueError("model.representations is empty: name at least one feature network.")
         if set(self.references) != set(self.representations):
@@ -277,6 +283,7 @@ class ClassFDPostTraining:
                     reference=FrechetReference.of(moments, self.model.device),
                     estimator=self.config.population.build(moments.dim, stage.num_steps),
                     weight=self.config.weights.get(key, 1.0),
+                    route=WarmRoute.within(self.config.gradient_tolerance),
                 )
                 for key, moments in self.references.items()
             },
@@ -302,8 +309,9 @@ class ClassFDPostTraining:
         self._loss().commit()
 
     def metrics(self) -> dict[str, float]:
-        """``fd/NAME``: the distances of the last step's populations."""
-        return {f"fd/{name}": distance.item() for name, distance in self._distances.items()}
+        """``fd/NAME``: the distances of the last step's populations; and of routes that follow their gradients."""
+        routes = self._loss().route_metrics() if self.loss else {}
+        return {f"fd/{name}": distance.item() for name, distance in self._distances.items()} | routes
 
     def state_dict(self) -> dict[str, Tensor]:
         return self._loss().tensors()

@@ -40,6 +40,7 @@ from diptych.frechet.loss import FDLoss, Representation
 from diptych.frechet.moments import Moments
 from diptych.frechet.preprocessing import Outside
 from diptych.frechet.ratio import NUM_GROUPS, STUDENT_95, distance_estimate, fdr_k
+from diptych.frechet.warm_route import WarmRoute
 from diptych.objectives.loss_term import LossTerm, Objective
 from diptych.objectives.randomness import normal_from_seeds
 from diptych.scenes.scores import Score, ScoreTable
@@ -118,6 +119,9 @@ class FDLossConfig:
     """Whom a batch stands for."""
     constant: float = 0.01
     """c."""
+    gradient_tolerance: float | None = None
+    """Relative error up to which a gradient may come by following the last one (``frechet.warm_route``), which takes a
+    fraction of the time where networks are wide; None asks for an eigendecomposition every step."""
     reference: Any = field(default_factory=lambda: ScenesSource(task="text_to_image", caption_style="short"))
     """Real images with their captions: a source config of the task ``text_to_image``."""
     num_reference: int = 20_000
@@ -135,6 +139,8 @@ class FDLossConfig:
     """What ``evaluation.scorers`` may name beside the benchmarks of every unified model."""
 
     def __post_init__(self) -> None:
+        if self.gradient_tolerance is not None and self.gradient_tolerance <= 0:
+            raise ValueError(f"model.gradient_tolerance must be positive or none, got {self.gradient_tolerance}.")
         if not self.representations:
             raise ValueError("model.representations is empty: name at least one feature network.")
         both = sorted(set(self.representations) & set(self.held_out))
@@ -223,6 +229,7 @@ class FDPostTraining:
                     reference=FrechetReference.of(moments, self.model.device),
                     estimator=self.config.population.build(moments.dim, stage.num_steps),
                     weight=self.config.weights.get(key, 1.0),
+                    route=WarmRoute.within(self.config.gradient_tolerance),
                 )
                 for key, moments in references.items()
             },
@@ -238,8 +245,9 @@ class FDPostTraining:
         self._loss().commit()
 
     def metrics(self) -> dict[str, float]:
-        """``fd/NAME``: the distances of the last step's populations."""
-        return {f"fd/{name}": distance.item() for name, distance in self._distances.items()}
+        """``fd/NAME``: the distances of the last step's populations; and of routes that follow their gradients."""
+        routes = self._loss().route_metrics() if self.loss else {}
+        return {f"fd/{name}": distance.item() for name, distance in self._distances.items()} | routes
 
     def state_dict(self) -> dict[str, Tensor]:
         return self._loss().tensors()
