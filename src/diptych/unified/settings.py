@@ -20,6 +20,8 @@ class DrawSettings:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     solver: str = "euler"
     time_shift: float = 1.0
+    whole_timesteps: bool = False
+    """The denoiser is told sigma in whole thousandths, cut down, as BLIP3-o's released sampler tells it."""
     think: bool = False
     """A thought is written before an image is drawn and before an answer."""
     think_temperature: float = 0.7
