@@ -150,7 +150,9 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torc
     tokenizer = load_tokenizer(folder, manifest)
     try:
         draw = {**manifest["draw"], "guidance_interval": tuple(manifest["draw"]["guidance_interval"])}
-        images = {**manifest["images"], "size": tuple(manifest["images"]["size"])}
+        images = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in manifest["images"].items()
+        }
         model = UnifiedModel(
             **parts,
             tokenizer=tokenizer,

@@ -1,0 +1,336 @@
+"""Folders of BLIP3-o's released layout: every key in its place, the same numbers as transformers, bad input."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import diptych
+from diptych.interop.blip3o import load_blip3o
+from diptych.interop.blip3o_layout import SPECIAL_TOKENS, is_blip3o_folder
+from tests.interop.blip3o_folder import (
+    CHANNELS,
+    QWEN_TOKENS,
+    WIDTH,
+    released_config,
+    write_blip3o,
+    write_decoder,
+    write_tokenizer,
+    write_weights,
+)
+
+pytest.importorskip("transformers")
+pytest.importorskip("diffusers")
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+PICTURE = Image.fromarray(np.random.RandomState(0).randint(0, 256, (50, 90, 3)).astype(np.uint8))
+LITERAL = (
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n"
+    "<|im_start|>assistant\n"
+)
+"""What Qwen2.5-VL's chat template and BLIP3-o's ``qwen`` template both give."""
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A folder, transformers' model with the same weights, and the weights by released keys."""
+    folder = tmp_path_factory.mktemp("released") / "BLIP3o-Model"
+    return folder, *write_blip3o(folder, with_tower=True)
+
+
+@pytest.fixture(scope="module")
+def model(written):
+    loaded = diptych.load(written[0], device="cpu")
+    loaded.autoencoder.num_steps = 2
+    return loaded
+
+
+@pytest.fixture
+def folder(written, tmp_path):
+    """A copy to break."""
+    return shutil.copytree(written[0], tmp_path / "copy")
+
+
+def literal_ids(model, text):
+    """Ids of a text in which the names of special tokens are special tokens."""
+    ids, rest = [], text
+    while rest:
+        at, name = min(((rest.find(name), name) for name in model.tokenizer.special if name in rest), default=(-1, ""))
+        head = rest if at < 0 else rest[:at]
+        ids += model.tokenizer.encode(head) if head else []
+        ids += [model.tokenizer.special[name]] if name else []
+        rest = "" if at < 0 else rest[at + len(name) :]
+    return ids
+
+
+def qwen_inputs(model, question):
+    """What transformers' processors make of a picture and a question, composed without AutoProcessor."""
+    processor = Qwen2VLImageProcessorPil(min_pixels=4 * 784, max_pixels=16_384 * 784)
+    pixels = processor(PICTURE, return_tensors="pt")
+    count = int(pixels["image_grid_thw"].prod()) // 4
+    picture = "<|vision_start|>" + "<|image_pad|>" * count + "<|vision_end|>"
+    ids = torch.tensor([literal_ids(model, LITERAL.format(picture + question))])
+    types = (ids == model.tokenizer.special["<|image_pad|>"]).int()
+    return {"input_ids": ids, "mm_token_type_ids": types, **pixels}
+
+
+@torch.no_grad()
+def test_reading_a_picture_equals_transformers(written, model):
+    """Ids, multimodal positions and logits: one number of Qwen2.5-VL after the other."""
+    reference, inputs = written[1], qwen_inputs(model, "What is it?")
+    batch = model.collator()([diptych.Example((diptych.ImageIn(PICTURE), diptych.Text("What is it?")))], open_turn=True)
+    length = inputs["input_ids"].shape[1]
+    is_text = inputs["mm_token_type_ids"][0] == 0
+    assert torch.equal(batch.token_ids[0, :length][is_text], inputs["input_ids"][0][is_text])
+    positions, _ = reference.model.get_rope_index(
+        inputs["input_ids"], inputs["mm_token_type_ids"], image_grid_thw=inputs["image_grid_thw"]
+    )
+    assert torch.equal(batch.layout.positions[0, :length].T, positions[:, 0])
+    ours = model.backbone.logits(model(batch).hidden_states[0, :length])
+    theirs = reference(**inputs).logits[0]
+    assert theirs.std() > 0.5
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_prompt_of_an_image_is_the_released_one(model):
+    prompt = "a cat <|im_end|>"
+    batch = model.collator()([diptych.Example((diptych.Text(prompt), diptych.ImageOut(size=(16, 16))))])
+    asked = "Please generate image based on the following caption: "
+    head, tail = LITERAL.format("\0").split("\0")
+    ids = [*literal_ids(model, head), *model.tokenizer.encode(asked + prompt), *literal_ids(model, tail + "[IMG]")]
+    assert batch.token_ids[0, : len(ids)].tolist() == ids
+    assert batch.outputs[0].slots.tolist() == [list(range(len(ids), len(ids) + 4))]
+    places = batch.layout.positions[0, : len(ids) + 4]
+    assert torch.equal(places, torch.arange(len(ids) + 4)[:, None].expand(-1, 3))
+
+
+def test_the_model_draws_asks_saves_and_is_loaded_again(model, tmp_path):
+    drawn = model.generate_image(["a cat", "a red circle on what?"], num_steps=3, seed=5)
+    assert [image.size for image in drawn] == [(16, 16)] * 2
+    alone = model.generate_image("a red circle on what?", num_steps=3, seed=6)[0]
+    assert np.abs(np.asarray(alone, int) - np.asarray(drawn[1], int)).max() <= 1
+    other = model.generate_image("a cat", num_steps=3, seed=9)[0]
+    assert np.abs(np.asarray(other, int) - np.asarray(drawn[0], int)).max() > 5
+    answer = model.generate_text([PICTURE, "What is it?"], max_new_tokens=4)
+    model.save(tmp_path / "own")
+    again = diptych.load(tmp_path / "own", device="cpu")
+    again.autoencoder.num_steps = 2
+    assert again.draw_settings == model.draw_settings and again.images == model.images
+    assert again.generate_text([PICTURE, "What is it?"], max_new_tokens=4) == answer
+    assert np.array_equal(again.generate_image("a cat", num_steps=3, seed=5)[0], drawn[0])
+    assert model.draw_settings.whole_timesteps and model.draw_settings.num_steps == 30
+    with pytest.raises(ValueError, match=r"draws images of 16x16 only, got 32x32\. Leave the size out"):
+        model.generate_image("a cat", size=32)
+
+
+@torch.no_grad()
+def test_every_weight_is_in_its_place(written, model):
+    """Queries, denoiser (its last layer turned round) and tower, by the released keys."""
+    weights = written[2]
+    assert torch.equal(model.image_head.queries, weights["model.latent_queries"][0])
+    denoiser = model.image_head.denoiser
+    assert torch.equal(denoiser.patch_out.weight, -weights["model.dit.model.norm_out.linear_2.weight"])
+    assert torch.equal(
+        denoiser.blocks[1].ffn.up.weight, weights["model.dit.model.layers.1.feed_forward.linear_3.weight"]
+    )
+    tower = "model.gen_vision_tower.vision_tower.model."
+    assert torch.equal(model.autoencoder.encoder.positions, weights[tower + "pos_embed"][0])
+    features = model.encode_outputs(torch.zeros(1, 3, 56, 56))
+    tokens = model.autoencoder.encoder(torch.zeros(1, 3, 56, 56)).tokens[0]
+    torch.testing.assert_close(features[0, :, 0, 1], tokens[[2, 3, 6, 7]].mean(0))
+    assert model.autoencoder.null_features.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_tied_embeddings_and_both_kinds_of_shards(tmp_path, suffix, written):
+    reference, weights = write_blip3o(tmp_path / "tied", tied=True, suffix=suffix)
+    assert "lm_head.weight" not in weights
+    loaded = load_blip3o(tmp_path / "tied", dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert loaded.autoencoder.encoder is None and loaded.backbone.lm_head is None
+    embedded = loaded.backbone.embed(torch.tensor([[3]]))[0, 0].float()
+    torch.testing.assert_close(embedded, weights["model.embed_tokens.weight"][3].bfloat16().float())
+    with pytest.raises(ValueError, match=r"without its EVA-CLIP tower.*encoder_file="):
+        loaded.encode_outputs(torch.zeros(1, 3, 56, 56))
+
+
+def test_the_tower_comes_from_its_own_file(tmp_path, folder, written):
+    prefix = "model.gen_vision_tower.vision_tower.model."
+    tower = {key.removeprefix(prefix): value for key, value in written[2].items() if key.startswith(prefix)}
+    torch.save(tower, tmp_path / "pytorch_model.bin")
+    loaded = load_blip3o(folder, encoder_file=tmp_path / "pytorch_model.bin")
+    assert torch.equal(loaded.autoencoder.encoder.class_token, tower["cls_token"][0, 0])
+    torch.save({"visual.proj": torch.zeros(1)}, tmp_path / "other.bin")
+    with pytest.raises(ValueError, match=r"other\.bin does not hold the EVA-CLIP tower.*first key 'visual\.proj'"):
+        load_blip3o(folder, encoder_file=tmp_path / "other.bin")
+
+
+def test_a_model_that_only_reads_needs_no_decoder(folder, model):
+    shutil.rmtree(folder / "diffusion-decoder")
+    with pytest.raises(FileNotFoundError, match=r"diffusion-decoder is missing: nothing can render.*can_draw=False"):
+        diptych.load(folder, device="cpu")
+    reader = diptych.load(folder, device="cpu", can_draw=False)
+    assert reader.capabilities == ("text", "image_to_text")
+    question = [PICTURE, "What is it?"]
+    assert reader.generate_text(question, max_new_tokens=3) == model.generate_text(question, max_new_tokens=3)
+
+
+@torch.no_grad()
+def test_strict_original_counts_pictures_in_one_dimension(folder, model):
+    strict = diptych.load(folder, device="cpu", strict_original=True)
+    plain = [(diptych.Text("a cat"),)]
+    shown = [(diptych.ImageIn(PICTURE), diptych.Text("a cat"))]
+    size = model.images.size
+    assert torch.equal(strict.condition(plain, size)[0], model.condition(plain, size)[0])
+    ours, theirs = model.condition(shown, size)[0], strict.condition(shown, size)[0]
+    assert (ours - theirs).abs().max() > 1e-3
+    batch = model.collator()([diptych.Example((*shown[0], diptych.ImageOut(size=size)))])
+    flat = torch.arange(batch.token_ids.shape[1])[None]
+    states = model.backbone(model.embed(batch), flat).hidden_states[0]
+    torch.testing.assert_close(theirs, states[batch.outputs[0].slots[0]], rtol=1e-4, atol=1e-5)
+    with pytest.raises(TypeError, match="strict_original: only folders of BLIP3-o's released models take this"):
+        diptych.load("diptych-scenes", strict_original=True)
+
+
+def edit_json(file, **changes):
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in {**values, **changes}.items() if value is not None}))
+
+
+def rewrite(folder, weights, drop=(), **added):
+    write_weights(folder, {key: value for key, value in {**weights, **added}.items() if key not in drop})
+
+
+SHARD = "model-00002-of-00003.safetensors"
+
+
+def cut_shard(folder, weights):
+    (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:-100])
+
+
+def swap_shard(folder, weights):
+    shutil.copy(folder / "model-00001-of-00003.safetensors", folder / SHARD)
+
+
+BROKEN = {
+    "the 8B model's config": (
+        lambda folder, weights: edit_json(folder / "config.json", hidden_size=3584),
+        rf"weights are of a model \(width {WIDTH}\), config\.json is of BLIP3o-Model-8B \(width 3584\)\. Take all files",
+    ),
+    "another depth": (
+        lambda folder, weights: edit_json(folder / "config.json", num_hidden_layers=3),
+        r"lacks 12 of the \d+ weights that config\.json asks for \(first backbone: model\.layers\.2\.",
+    ),
+    "fewer layers": (
+        lambda folder, weights: edit_json(folder / "config.json", num_hidden_layers=1),
+        r"holds 12 weights that config\.json leaves no place for, such as 'model\.layers\.1\..*belong to two models",
+    ),
+    "another width inside": (
+        lambda folder, weights: edit_json(folder / "config.json", intermediate_size=40),
+        r"safetensors: model\.layers\.0\.mlp\.\w+\.weight has the shape \(\d+, \d+\), config\.json asks for",
+    ),
+    "a missing shard": (
+        lambda folder, weights: (folder / SHARD).unlink(),
+        rf"{SHARD} is missing: model\.safetensors\.index\.json says that weights are in it\. Copy or download",
+    ),
+    "a cut shard": (cut_shard, rf"{SHARD} is damaged or cut off .*Copy or download it again"),
+    "a shard of another place": (swap_shard, rf"{SHARD} lacks \d+ weights that .*index\.json says are in it, such as"),
+    "a missing key": (
+        lambda folder, weights: rewrite(folder, weights, drop=["model.latent_queries"]),
+        r"lacks 1 of the \d+ weights .*first image_head: queries",
+    ),
+    "no denoiser": (
+        lambda folder, weights: rewrite(folder, weights, drop=[key for key in weights if ".dit." in key]),
+        r"lacks the denoiser's weight model\.dit\.model\.patch_embedder\.proj\.weight: it is no BLIP3-o model",
+    ),
+    "unknown keys": (
+        lambda folder, weights: rewrite(folder, weights, **{"model.sana.x": torch.zeros(1)}),
+        r"holds 1 weights that BLIP3-o's released models do not have: model\.sana\.x\. .*allow_unknown=True",
+    ),
+    "no weights at all": (
+        lambda folder, weights: [file.unlink() for file in folder.glob("model*")],
+        r"holds no weights: it needs one of model\.safetensors\.index\.json",
+    ),
+    "Qwen's own tokenizer": (
+        lambda folder, weights: write_tokenizer(folder, QWEN_TOKENS),
+        r"lacks the special tokens \[IMG\], \[/IMG\], <image>.*Take the tokenizer files of the released model",
+    ),
+    "a larger tokenizer": (
+        lambda folder, weights: write_tokenizer(
+            folder, (*QWEN_TOKENS, *SPECIAL_TOKENS, *(f"<|x{i}|>" for i in range(9)))
+        ),
+        r"tokenizer in .* has \d+ tokens, the model \d+\.",
+    ),
+    "another pooling": (
+        lambda folder, weights: edit_json(folder / "config.json", gen_pooling="none"),
+        r"gen_pooling must be early_pool2d_N, as in the released models, got 'none'",
+    ),
+    "no number of queries": (
+        lambda folder, weights: edit_json(folder / "config.json", n_query=None),
+        r"config\.json lacks n_query\. Copy the file",
+    ),
+    "half a decoder": (
+        lambda folder, weights: shutil.rmtree(folder / "diffusion-decoder" / "vae"),
+        r"diffusion-decoder/vae is missing: the decoder is not whole\. Download it with the model, or load with can_draw",
+    ),
+    "a decoder without weights": (
+        lambda folder, weights: next((folder / "diffusion-decoder" / "unet").glob("*.safetensors")).unlink(),
+        r"unet/diffusion_pytorch_model\.bf16\.safetensors is missing",
+    ),
+    "a decoder of other features": (
+        lambda folder, weights: (shutil.rmtree(folder / "diffusion-decoder"), write_decoder(folder, CHANNELS + 16)),
+        rf"takes features of {CHANNELS + 16} channels, the denoiser draws {CHANNELS}\. SDXL's own unet is no such",
+    ),
+    "a damaged config": (
+        lambda folder, weights: (folder / "diffusion-decoder" / "vae" / "config.json").write_text("{"),
+        r"vae/config\.json is damaged: .*Copy the file of the released model again",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_bad_input_names_file_expectation_and_way_out(name, folder, written):
+    break_it, message = BROKEN[name]
+    break_it(folder, written[2])
+    assert is_blip3o_folder(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        diptych.load(folder, device="cpu")
+
+
+def test_unknown_keys_may_be_allowed(folder, written, model):
+    rewrite(folder, written[2], **{"model.mm_projector.weight": torch.zeros(1)})
+    loaded = diptych.load(folder, device="cpu", allow_unknown=True)
+    assert torch.equal(loaded.image_head.queries, model.image_head.queries)
+
+
+def test_other_folders_are_not_taken_for_blip3o(tmp_path, written):
+    assert not is_blip3o_folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**released_config(written[1]), "model_type": "qwen2_5_vl"}))
+    assert not is_blip3o_folder(tmp_path)
+    with pytest.raises(ValueError, match=r"of type 'qwen2_5_vl', not of BLIP3-o .*BLIP3o-NEXT .* are not read"):
+        load_blip3o(tmp_path)
+
+
+def test_the_decoders_guidance_leads_away_from_the_null_features(model):
+    """At scale 1 the null features do not count, beyond it they do; each image has its own noise."""
+    space, features = model.autoencoder, torch.randn(2, CHANNELS, 2, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        guided = space.decode_unclipped(features, [7, 8])
+        torch.testing.assert_close(space.decode_unclipped(features[1:], [8])[0], guided[1], rtol=1e-4, atol=1e-5)
+        null, scale = space.null_features.clone(), space.guidance_scale
+        try:
+            space.null_features.zero_()
+            assert (space.decode_unclipped(features, [7, 8]) - guided).abs().max() > 1e-4
+            space.guidance_scale = 1.0
+            unguided = space.decode_unclipped(features, [7, 8])
+            space.null_features.copy_(null)
+            assert torch.equal(space.decode_unclipped(features, [7, 8]), unguided)
+        finally:
+            space.null_features.copy_(null)
+            space.guidance_scale = scale
+    assert replace(model.draw_settings, whole_timesteps=False) != model.draw_settings
