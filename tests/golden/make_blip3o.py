@@ -1,12 +1,14 @@
-"""Makes ``blip3o_dit.npz``, ``blip3o_eva.npz`` and ``blip3o_stage1.npz``: BLIP3-o's released networks at small size.
+"""Makes ``blip3o_{dit,eva,stage1,decoder}.npz``: BLIP3-o's released networks and samplers at small size.
 
 Run as ``PYTHONPATH=CODE python -m tests.golden.make_blip3o`` from the root of this repository, where CODE holds four
 files of JiuhaiChen/BLIP3o at 4689ec3 side by side: ``lumina_nextdit2d.py``, ``nextdit_crossattn.py``, ``eva_vit.py``
-(of ``eva_clip/``) and ``blip3o_qwen_inference.py``. The stored files were made with torch 2.13.0, transformers 5.23.0
-and diffusers 0.42.1 on a CPU, one thread, float32. What the released code needs and is not there is replaced so that it
-computes the same: the download at import does nothing; three helpers of timm are written out; attention is the plain
-one of the same file, not xformers'; the feed-forward class is given two thirds of its width, as it took them itself up
-to diffusers 0.32; the scheduler is made with its defaults, which are those of the one that would be downloaded.
+(of ``eva_clip/``) and ``blip3o_qwen_inference.py``; and ``pipeline_emu2_gen.py`` of its commit 7bfef50, whose sampler
+is that of the pipeline beside the weights, line by line. The stored files were made with torch 2.13.0, transformers
+5.23.0 and diffusers 0.42.1 on a CPU, one thread, float32. What the released code needs and is not there is replaced so
+that it computes the same: the download at import does nothing; three helpers of timm are written out; attention is the
+plain one of the same file, not xformers'; the feed-forward class is given two thirds of its width, as it took them
+itself up to diffusers 0.32; the scheduler is made with its defaults, which are those of the one that would be
+downloaded.
 
 Each file holds ``layout`` (JSON, shape by key; weights are `drawn_weights.draw_weights(layout, seed=0)`), the inputs in
 the released convention, the output, and for the networks ``grad/*`` of ``sum(output * direction)``.
@@ -14,6 +16,7 @@ the released convention, the output, and for the networks ``grad/*`` of ``sum(ou
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -30,7 +33,7 @@ VOCAB, DIM, NUM_QUERIES = 151_668, 16, 6
 
 
 def import_released():
-    """The four modules, with stand-ins for what they import."""
+    """The modules, with stand-ins for what they import."""
     huggingface_hub.snapshot_download = lambda **_: ""
     timm = ModuleType("timm.layers")
     timm.drop_path = lambda x, *_: x
@@ -54,7 +57,16 @@ def import_released():
     import blip3o_qwen_inference
     import eva_vit
     import nextdit_crossattn
+    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+    from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor
 
+    assert all((StableDiffusionSafetyChecker, AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessor))
+    sys.modules["torchvision"] = ModuleType("torchvision")  # after all that asks whether it is there
+    sys.modules["torchvision"].transforms = None
+    import pipeline_emu2_gen
+
+    del sys.modules["torchvision"]
+    record_decoder(pipeline_emu2_gen.EmuVisualGenerationPipeline)
     return eva_vit, nextdit_crossattn, blip3o_qwen_inference
 
 
@@ -161,6 +173,47 @@ def record_stage1(nextdit_crossattn, inference):
         told.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps))
         arrays[f"timesteps_{steps}"] = told.timesteps.long()
     write("blip3o_stage1", layout, arrays.pop("features_30"), **arrays)
+
+
+def record_decoder(pipeline):
+    """The features of a prompt and of a blank -> image before the last rounding, by the released pipeline's call."""
+    channels = 12
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, block_out_channels=(8, 16), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), layers_per_block=1, norm_num_groups=4,
+        attention_head_dim=(2, 2), transformer_layers_per_block=(1, 1), use_linear_projection=True,
+        cross_attention_dim=channels, addition_embed_type="text_time", addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=channels + 6 * 8,
+    )  # fmt: skip
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, latent_channels=4, norm_num_groups=4, scaling_factor=0.13025,
+    )  # fmt: skip
+    scheduler = diffusers.EulerDiscreteScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, timestep_spacing="leading"
+    )
+    network = torch.nn.ModuleDict({"unet": unet, "vae": vae}).eval()
+    layout = fill(network)
+    features, null = normal(1, 4, channels), normal(4, channels)[None]
+    told = {"a prompt": features, "": null}
+    encoder = SimpleNamespace(
+        model=SimpleNamespace(gen_vision_tower=torch.nn.Linear(1, 1)), generate_image=lambda text, **_: told[text[0]]
+    )
+    seen = {}
+    self = SimpleNamespace(
+        unet=unet, vae=vae, scheduler=scheduler, vae_scale_factor=2, multimodal_encoder=encoder, tokenizer=None,
+        negative_prompt={}, safety_checker=None, numpy_to_pil=lambda images: [seen.setdefault("image", images)],
+    )  # fmt: skip
+    for name in ("device", "dtype", "_prepare_and_encode_inputs", "decode_latents", "run_safety_checker"):
+        setattr(self, name, partial(getattr(pipeline, name), self))
+    torch.manual_seed(3)
+    noise = torch.randn(1, 4, 8, 8)
+    torch.manual_seed(3)
+    pipeline.__call__(self, ["a prompt"], height=16, width=16, original_size=[16, 16], num_inference_steps=5)
+    image = torch.from_numpy(seen["image"])
+    config = {"unet": dict(unet.config), "vae": dict(vae.config), "scheduler": dict(scheduler.config)}
+    text = np.frombuffer(json.dumps(config, default=list).encode(), dtype=np.uint8).copy()
+    write("blip3o_decoder", layout, image, features=features, null=null, noise=noise, config=torch.from_numpy(text))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 import diptych
-from diptych.interop.blip3o import load_blip3o
-from diptych.interop.blip3o_layout import SPECIAL_TOKENS, is_blip3o_folder
+from diptych.interop.blip3o import check_keys, empty_parts, load_blip3o
+from diptych.interop.blip3o_layout import SPECIAL_TOKENS, is_blip3o_folder, places
+from diptych.interop.sharded_weights import StoredTensor
 from tests.interop.blip3o_folder import (
     CHANNELS,
     QWEN_TOKENS,
@@ -22,6 +23,7 @@ from tests.interop.blip3o_folder import (
     write_tokenizer,
     write_weights,
 )
+from tests.interop.released_shapes import released_denoiser, released_keys
 
 pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
@@ -135,9 +137,8 @@ def test_every_weight_is_in_its_place(written, model):
     assert torch.equal(model.image_head.queries, weights["model.latent_queries"][0])
     denoiser = model.image_head.denoiser
     assert torch.equal(denoiser.patch_out.weight, -weights["model.dit.model.norm_out.linear_2.weight"])
-    assert torch.equal(
-        denoiser.blocks[1].ffn.up.weight, weights["model.dit.model.layers.1.feed_forward.linear_3.weight"]
-    )
+    up = weights["model.dit.model.layers.1.feed_forward.linear_3.weight"]
+    assert torch.equal(denoiser.blocks[1].ffn.up.weight, up)
     tower = "model.gen_vision_tower.vision_tower.model."
     assert torch.equal(model.autoencoder.encoder.positions, weights[tower + "pos_embed"][0])
     features = model.encode_outputs(torch.zeros(1, 3, 56, 56))
@@ -148,7 +149,7 @@ def test_every_weight_is_in_its_place(written, model):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 def test_tied_embeddings_and_both_kinds_of_shards(tmp_path, suffix, written):
-    reference, weights = write_blip3o(tmp_path / "tied", tied=True, suffix=suffix)
+    _, weights = write_blip3o(tmp_path / "tied", tied=True, suffix=suffix)
     assert "lm_head.weight" not in weights
     loaded = load_blip3o(tmp_path / "tied", dtype=torch.bfloat16)
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
@@ -220,7 +221,7 @@ def swap_shard(folder, weights):
 BROKEN = {
     "the 8B model's config": (
         lambda folder, weights: edit_json(folder / "config.json", hidden_size=3584),
-        rf"weights are of a model \(width {WIDTH}\), config\.json is of BLIP3o-Model-8B \(width 3584\)\. Take all files",
+        rf"weights are of a model \(width {WIDTH}\), config\.json is of BLIP3o-Model-8B \(width 3584\)\.",
     ),
     "another depth": (
         lambda folder, weights: edit_json(folder / "config.json", num_hidden_layers=3),
@@ -262,7 +263,7 @@ BROKEN = {
     ),
     "a larger tokenizer": (
         lambda folder, weights: write_tokenizer(
-            folder, (*QWEN_TOKENS, *SPECIAL_TOKENS, *(f"<|x{i}|>" for i in range(9)))
+            folder, (*QWEN_TOKENS, *SPECIAL_TOKENS, *map("<|{}|>".format, range(9)))
         ),
         r"tokenizer in .* has \d+ tokens, the model \d+\.",
     ),
@@ -276,7 +277,7 @@ BROKEN = {
     ),
     "half a decoder": (
         lambda folder, weights: shutil.rmtree(folder / "diffusion-decoder" / "vae"),
-        r"diffusion-decoder/vae is missing: the decoder is not whole\. Download it with the model, or load with can_draw",
+        r"diffusion-decoder/vae is missing: the decoder is not whole\. Download it with the model",
     ),
     "a decoder without weights": (
         lambda folder, weights: next((folder / "diffusion-decoder" / "unet").glob("*.safetensors")).unlink(),
@@ -333,4 +334,77 @@ def test_the_decoders_guidance_leads_away_from_the_null_features(model):
         finally:
             space.null_features.copy_(null)
             space.guidance_scale = scale
-    assert replace(model.draw_settings, whole_timesteps=False) != model.draw_settings
+
+
+def published(width, num_layers, ffn, num_heads, num_kv_heads, is_tied):
+    """``config.json`` and the shapes of all keys of a released model, written down from its parts."""
+    vocab, kv = 151_668, width // num_heads * num_kv_heads
+    config = {
+        "model_type": "blip3o_qwen",
+        "vocab_size": vocab,
+        "hidden_size": width,
+        "intermediate_size": ffn,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_kv_heads,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "tie_word_embeddings": is_tied,
+        "vision_config": {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "in_chans": 3,
+                          "out_hidden_size": width, "fullatt_block_indexes": [7, 15, 23, 31]},
+        "gen_pooling": "early_pool2d_4",
+        "n_query": 64,
+    }  # fmt: skip
+    keys = {"model.embed_tokens.weight": (vocab, width), "model.norm.weight": (width,)}
+    keys |= {} if is_tied else {"lm_head.weight": (vocab, width)}
+    for i in range(num_layers):
+        layer = {f"{norm}_layernorm.weight": (width,) for norm in ("input", "post_attention")}
+        for name, size in (("q", width), ("k", kv), ("v", kv)):
+            layer |= {f"self_attn.{name}_proj.weight": (size, width), f"self_attn.{name}_proj.bias": (size,)}
+        layer |= {"self_attn.o_proj.weight": (width, width), "mlp.down_proj.weight": (width, ffn)}
+        layer |= {f"mlp.{name}_proj.weight": (ffn, width) for name in ("gate", "up")}
+        keys |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
+    keys["visual.patch_embed.proj.weight"] = (1280, 3, 2, 14, 14)
+    keys |= {"visual.merger.ln_q.weight": (1280,)}
+    linear = {"visual.merger.mlp.0": (5120, 5120), "visual.merger.mlp.2": (width, 5120)}
+    for i in range(32):
+        keys |= {f"visual.blocks.{i}.norm{n}.weight": (1280,) for n in (1, 2)}
+        linear |= {f"visual.blocks.{i}.attn.qkv": (3840, 1280), f"visual.blocks.{i}.attn.proj": (1280, 1280)}
+        linear |= {f"visual.blocks.{i}.mlp.{name}_proj": (3420, 1280) for name in ("gate", "up")}
+        linear[f"visual.blocks.{i}.mlp.down_proj"] = (1280, 3420)
+    for name, shape in linear.items():
+        keys |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+    keys["model.latent_queries"] = (1, 64, width)
+    keys |= {f"model.dit.model.{key}": shape for key, shape in released_denoiser(width).items()}
+    tower = "model.gen_vision_tower.vision_tower.model."
+    return config, keys, {tower + key: shape for key, shape in released_keys().items()}
+
+
+TOTALS = {
+    "BLIP3o-Model-4B": ((2048, 36, 11_008, 16, 2, True), 3_085_938_688 - (151_936 - 151_668) * 2048, 668_684_288),
+    "BLIP3o-Model-8B": ((3584, 28, 18_944, 28, 4, False), 7_615_616_512 - 2 * (152_064 - 151_668) * 3584, 676_550_144),
+}
+"""Sizes, and parameters of Qwen2.5's language models less the rows that BLIP3-o cut off, and of the vision towers."""
+
+
+@pytest.mark.parametrize("name", TOTALS)
+@pytest.mark.parametrize("with_tower", [False, True])
+def test_every_key_of_the_released_models_has_its_place(name, with_tower):
+    sizes, language, vision = TOTALS[name]
+    config, keys, tower = published(*sizes)
+    keys |= tower if with_tower else {}
+    assert len(keys) == 2 + 12 * sizes[1] + (not sizes[-1]) + 390 + 1 + 642 + 772 * with_tower
+    tensors = {key: StoredTensor(Path("shard"), shape) for key, shape in keys.items()}
+    found, unknown = places(list(keys))
+    assert not unknown and found.keys() == keys.keys()
+    parts = empty_parts(Path(name), config, tensors)
+    wanted = check_keys(Path(name), parts, found, tensors)
+    assert wanted.keys() == keys.keys() - tower.keys()
+    counts = {part: sum(p.numel() for p in module.parameters()) for part, module in parts.items()}
+    denoiser = {2048: 1_362_257_824, 3584: 1_365_010_336}[sizes[0]]
+    assert counts == {"backbone": language, "encoder": vision, "image_head": denoiser + 64 * sizes[0]}
+    for key in ("model.layers.7.mlp.up_proj.weight", "visual.blocks.3.attn.qkv.bias", "model.dit.model.layers.23.gate"):
+        fewer = {other: place for other, place in found.items() if other != key}
+        with pytest.raises(ValueError, match=r"lacks 1 of the \d+ weights"):
+            check_keys(Path(name), parts, fewer, tensors)

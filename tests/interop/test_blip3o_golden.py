@@ -12,6 +12,7 @@ from diptych.models.backbones.transformers_lm import TransformersBackbone
 from diptych.models.denoisers.lumina import LuminaDiT
 from diptych.unified import DrawSettings
 from tests.golden.fixtures import load_golden
+from tests.interop.released_shapes import released_denoiser
 
 transformers = pytest.importorskip("transformers")
 
@@ -33,44 +34,6 @@ def test_denoiser_and_its_gradients_equal_the_released_code():
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name].grad, gradient, rtol=1e-4, atol=1e-5, msg=name)
-
-
-def released_denoiser(condition_dim):
-    """Shapes by key as published, written down from the released modules."""
-    dim, time = 1792, 1024
-    keys = {
-        "caption_projection.linear_1.weight": (dim, condition_dim),
-        "caption_projection.linear_1.bias": (dim,),
-        "caption_projection.linear_2.weight": (dim, dim),
-        "caption_projection.linear_2.bias": (dim,),
-        "patch_embedder.proj.weight": (dim, dim),
-        "patch_embedder.proj.bias": (dim,),
-        "time_caption_embed.timestep_embedder.linear_1.weight": (time, 256),
-        "time_caption_embed.timestep_embedder.linear_1.bias": (time,),
-        "time_caption_embed.timestep_embedder.linear_2.weight": (time, time),
-        "time_caption_embed.timestep_embedder.linear_2.bias": (time,),
-        "time_caption_embed.caption_embedder.0.weight": (dim,),
-        "time_caption_embed.caption_embedder.0.bias": (dim,),
-        "time_caption_embed.caption_embedder.1.weight": (time, dim),
-        "time_caption_embed.caption_embedder.1.bias": (time,),
-        "norm_out.linear_1.weight": (dim, time),
-        "norm_out.linear_1.bias": (dim,),
-        "norm_out.linear_2.weight": (dim, dim),
-        "norm_out.linear_2.bias": (dim,),
-    }
-    for i in range(24):
-        block = {
-            f"{norm}.weight": (dim,) for norm in ("norm1.norm", "norm2", "ffn_norm1", "ffn_norm2", "norm1_context")
-        }
-        block |= {"gate": (28,), "norm1.linear.weight": (4 * dim, time), "norm1.linear.bias": (4 * dim,)}
-        for attention in ("attn1", "attn2"):
-            block |= {f"{attention}.to_{part}.weight": (dim, dim) for part in "qkv"}
-            block |= {f"{attention}.norm_{part}.{kind}": (dim,) for part in "qk" for kind in ("weight", "bias")}
-        block["attn2.to_out.0.weight"] = (dim, dim)
-        block |= {f"feed_forward.linear_{i}.weight": (4864, dim) for i in (1, 3)}
-        block["feed_forward.linear_2.weight"] = (dim, 4864)
-        keys |= {f"layers.{i}.{name}": shape for name, shape in block.items()}
-    return keys
 
 
 @pytest.mark.parametrize(("condition_dim", "total"), [(2048, 1_362_257_824), (3584, 1_365_010_336)])

@@ -17,6 +17,7 @@ from diptych.models.encoders.eva_clip import CLIP_MEAN, CLIP_STD, EvaClipEncoder
 from diptych.models.encoders.protocol import VisionEncoder
 from diptych.models.part import build_part
 from tests.golden.fixtures import load_golden
+from tests.interop.released_shapes import released_keys
 
 
 def golden():
@@ -39,22 +40,6 @@ def test_output_and_gradients_equal_the_released_code():
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
         torch.testing.assert_close(ours[name].grad, gradient, rtol=1e-4, atol=1e-5, msg=name)
-
-
-def released_keys():
-    """Shapes by key as published, written down from the released modules."""
-    keys = {
-        "cls_token": (1, 1, 1792),
-        "pos_embed": (1, 1025, 1792),
-        "patch_embed.proj.weight": (1792, 3, 14, 14),
-        "patch_embed.proj.bias": (1792,),
-    }
-    for i in range(64):
-        block = {"norm1": (1792,), "norm2": (1792,), "attn.qkv": (5376, 1792), "attn.proj": (1792, 1792)}
-        block |= {"mlp.fc1": (15360, 1792), "mlp.fc2": (1792, 15360)}
-        for name, shape in block.items():
-            keys |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
-    return keys
 
 
 def test_every_released_key_has_its_place():

@@ -74,9 +74,9 @@ def load_blip3o(
     """
     folder = Path(folder)
     config = read_config(folder)
-    tokenizer = _load_tokenizer(folder, config)
     weights = ShardedWeights(folder)
     _check_variant(folder, config, weights.tensors)
+    tokenizer = _load_tokenizer(folder, config)
     found, unknown = places(list(weights.tensors))
     if unknown and not allow_unknown:
         raise ValueError(
@@ -85,9 +85,11 @@ def load_blip3o(
             "allow_unknown=True loads the rest without them."
         )
     parts = {
-        name: part for name, part in _empty_parts(folder, config, weights).items() if can_draw or name in _UNDERSTANDING
+        name: part
+        for name, part in empty_parts(folder, config, weights.tensors).items()
+        if can_draw or name in _UNDERSTANDING
     }
-    wanted = _check_keys(folder, parts, found, weights.tensors)
+    wanted = check_keys(folder, parts, found, weights.tensors)
     space = _load_space(folder, config, weights, found, encoder_file, device, dtype) if can_draw else None
     for name, part in parts.items():
         own = {key: place for key, place in wanted.items() if place.part == name}
@@ -168,9 +170,8 @@ def _check_variant(folder: Path, config: Mapping[str, Any], tensors: Mapping[str
     )
 
 
-def _empty_parts(folder: Path, config: Mapping[str, Any], weights: ShardedWeights) -> dict[str, Any]:
+def empty_parts(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor]) -> dict[str, Any]:
     """Backbone, encoder and image head without weights. Of the denoiser the shapes decide: no file describes it."""
-    tensors = weights.tensors
     width = config["hidden_size"]
     try:
         denoiser = lumina_config(tensors, DENOISER_PREFIX)
@@ -197,10 +198,14 @@ def _empty_parts(folder: Path, config: Mapping[str, Any], weights: ShardedWeight
     return {name: build_empty(described) for name, described in configs.items()}
 
 
-def _check_keys(
+def check_keys(
     folder: Path, parts: Mapping[str, nn.Module], found: Mapping[str, Place], tensors: Mapping[str, StoredTensor]
 ) -> dict[str, Place]:
-    """The keys to be read, with their places: every weight of every part has one, of its shape."""
+    """The keys to be read, with their places: every weight of every part has one, of its shape.
+
+    Raises:
+        ValueError: a weight is missing, has no place, or another shape.
+    """
     shapes = {(name, key): value.shape for name, part in parts.items() for key, value in part.state_dict().items()}
     wanted = {key: place for key, place in found.items() if (place.part, place.name) in shapes}
     given = {(place.part, place.name) for place in wanted.values()}

@@ -37,7 +37,7 @@ def finish(part: nn.Module, device: torch.device | str) -> None:
     """
     for module in part.modules():
         if any(buffer.is_meta for buffer in module._buffers.values() if buffer is not None):
-            made: Any = type(module)(module.config) if hasattr(module, "config") else None  # type: ignore[operator]
+            made: Any = type(module)(module.config) if hasattr(module, "config") else None
             for name, buffer in list(module._buffers.items()):
                 if made is not None and buffer is not None and name in made._buffers:
                     module._buffers[name] = made._buffers[name].to(device)

@@ -84,7 +84,8 @@ class ImagePolicy:
     def prepare(self, pixels: Any, is_output: bool) -> Float[Tensor, "3 height width"]:
         """uint8 pixels as a float image of the model's size, or of their own where ``input_pixels`` says so."""
         if self.input_pixels is not None and not is_output:
-            sides = size_within_pixel_budget(*pixels.shape[:2], self.input_multiple, *self.input_pixels)
+            height, width = pixels.shape[:2]
+            sides = size_within_pixel_budget(height, width, self.input_multiple, *self.input_pixels)
             return to_float(resize_pixels(pixels, sides, self.filter, "stretch"))
         return to_float(resize_pixels(pixels, self.size, self.filter, self.resize, self.multiple))
 

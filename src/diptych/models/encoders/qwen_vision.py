@@ -55,7 +55,8 @@ class QwenVisionEncoder(nn.Module):
     ) -> Float[Tensor, "3 height width"]:
         """Bicubic resize by the rule of Qwen's processor, or to ``size``, in [-1, 1]."""
         if size is None:
-            size = size_within_pixel_budget(*pixels.shape[:2], self.patch_size, *self.pixel_budget)
+            height, width = pixels.shape[:2]
+            size = size_within_pixel_budget(height, width, self.patch_size, *self.pixel_budget)
         return to_float(resize_pixels(pixels, size, "bicubic", "stretch", self.patch_size))
 
     def forward(self, images: Float[Tensor, "batch 3 height width"], layers: Sequence[int] = ()) -> EncoderOutput:
