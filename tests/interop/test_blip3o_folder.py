@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 import diptych
+from diptych.cli.main import main
 from diptych.interop.blip3o import check_keys, empty_parts, load_blip3o
 from diptych.interop.blip3o_layout import SPECIAL_TOKENS, is_blip3o_folder, places
 from diptych.interop.sharded_weights import StoredTensor
@@ -408,3 +409,38 @@ def test_every_key_of_the_released_models_has_its_place(name, with_tower):
         fewer = {other: place for other, place in found.items() if other != key}
         with pytest.raises(ValueError, match=r"lacks 1 of the \d+ weights"):
             check_keys(Path(name), parts, fewer, tensors)
+
+
+@pytest.mark.parametrize("video", [{"type": "video", "video": "a.mp4"}, np.zeros((4, 28, 28, 3), np.uint8)])
+def test_videos_are_refused(model, video):
+    with pytest.raises(ValueError, match=r"videos are not read\. Give single frames as images"):
+        model.generate_text([video, "What happens?"], max_new_tokens=1)
+
+
+def test_convert_writes_a_model_folder(written, model, tmp_path, capsys):
+    target = tmp_path / "converted"
+    assert main(["convert", str(written[0]), str(target), "--device", "cpu", "--dtype", "bfloat16"]) == 0
+    assert "can do text, image_to_text, text_to_image, image_edit" in capsys.readouterr().out
+    again = diptych.load(target, device="cpu", dtype="bfloat16")
+    released = diptych.load(written[0], device="cpu", dtype="bfloat16")
+    assert again.info()["parameters"] == model.info()["parameters"]
+    theirs = released.state_dict()
+    for key, value in again.state_dict().items():
+        assert value.dtype == torch.bfloat16 and torch.equal(value, theirs[key].to(torch.bfloat16)), key
+    frequencies = [loaded.backbone.model.rotary_emb.inv_freq for loaded in (again, released, model)]
+    assert all(torch.equal(own, frequencies[2]) and own.dtype == torch.float32 for own in frequencies)
+    assert main(["convert", str(written[0]), str(tmp_path / "reader"), "--device", "cpu", "--read-only"]) == 0
+    assert diptych.load(tmp_path / "reader", device="cpu").capabilities == ("text", "image_to_text")
+    (target / "backbone" / "model.safetensors").unlink()  # as where copying it was cut off
+    with pytest.raises(
+        FileNotFoundError, match=r"backbone/model\.safetensors is missing: the model folder is incomplete"
+    ):
+        diptych.load(target, device="cpu")
+    capsys.readouterr()
+    assert main(["convert", str(tmp_path), str(target)]) == 2
+    assert "is not laid out as BLIP3o-Model-4B or -8B" in capsys.readouterr().err.replace("\n", " ")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    assert main(["convert", str(written[0]), str(tmp_path / "mine")]) == 2
+    assert "would be lost" in capsys.readouterr().err.replace("\n", " ")
+    assert main(["info", str(written[0])]) == 0

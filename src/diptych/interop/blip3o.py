@@ -186,7 +186,7 @@ def empty_parts(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, S
             f"{width}. The folder mixes shards of two models; copy it again."
         )
     head = {"denoiser": {"kind": part_kind(LuminaDiT), **denoiser}, "num_queries": config["n_query"], "dim": width}
-    configs = {
+    configs: dict[str, dict[str, Any]] = {
         "backbone": {"kind": part_kind(TransformersBackbone), "config": text_config(config)},
         "encoder": {
             "kind": part_kind(QwenVisionEncoder),
