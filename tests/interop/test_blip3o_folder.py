@@ -14,6 +14,7 @@ from diptych.cli.main import main
 from diptych.interop.blip3o import check_keys, empty_parts, load_blip3o
 from diptych.interop.blip3o_layout import SPECIAL_TOKENS, is_blip3o_folder, places
 from diptych.interop.sharded_weights import StoredTensor
+from docs.examples.blip3o_released import draw_and_ask
 from tests.interop.blip3o_folder import (
     CHANNELS,
     QWEN_TOKENS,
@@ -444,3 +445,8 @@ def test_convert_writes_a_model_folder(written, model, tmp_path, capsys):
     assert main(["convert", str(written[0]), str(tmp_path / "mine")]) == 2
     assert "would be lost" in capsys.readouterr().err.replace("\n", " ")
     assert main(["info", str(written[0])]) == 0
+
+
+def test_the_documented_example_runs(written):
+    image, answer = draw_and_ask(str(written[0]))
+    assert image.size == (16, 16) and isinstance(answer, str)
