@@ -110,6 +110,7 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     scaling = given.pop("rope_scaling", None) or {}
     section = scaling.get("mrope_section") or [16, 24, 24]
     rope = {"rope_type": "default", "mrope_section": section, "rope_theta": given.pop("rope_theta", 1e6)}
+    given.setdefault("tie_word_embeddings", False)  # transformers leaves out what its class has by default
     return {**given, "model_type": "qwen2_5_vl_text", "rope_parameters": rope}
 
 
