@@ -160,6 +160,9 @@ def test_tied_embeddings_and_both_kinds_of_shards(tmp_path, suffix, written):
     torch.testing.assert_close(embedded, weights["model.embed_tokens.weight"][3].bfloat16().float())
     with pytest.raises(ValueError, match=r"without its EVA-CLIP tower.*encoder_file="):
         loaded.encode_outputs(torch.zeros(1, 3, 56, 56))
+    copied = {**weights, "lm_head.weight": weights["model.embed_tokens.weight"].clone()}
+    write_weights(tmp_path / "tied", copied, suffix)  # a copy of the embedding, as some tools save it
+    assert load_blip3o(tmp_path / "tied", can_draw=False).backbone.lm_head is None
 
 
 def test_the_tower_comes_from_its_own_file(tmp_path, folder, written):
@@ -212,8 +215,8 @@ def rewrite(folder, weights, drop=(), **added):
 SHARD = "model-00002-of-00003.safetensors"
 
 
-def cut_shard(folder, weights):
-    (folder / SHARD).write_bytes((folder / SHARD).read_bytes()[:-100])
+def cut(file):
+    file.write_bytes(file.read_bytes()[:-100])
 
 
 def swap_shard(folder, weights):
@@ -241,7 +244,10 @@ BROKEN = {
         lambda folder, weights: (folder / SHARD).unlink(),
         rf"{SHARD} is missing: model\.safetensors\.index\.json says that weights are in it\. Copy or download",
     ),
-    "a cut shard": (cut_shard, rf"{SHARD} is damaged or cut off .*Copy or download it again"),
+    "a cut shard": (
+        lambda folder, weights: cut(folder / SHARD),
+        rf"{SHARD} is damaged or cut off .*Copy or download it again",
+    ),
     "a shard of another place": (swap_shard, rf"{SHARD} lacks \d+ weights that .*index\.json says are in it, such as"),
     "a missing key": (
         lambda folder, weights: rewrite(folder, weights, drop=["model.latent_queries"]),
@@ -284,6 +290,10 @@ BROKEN = {
     "a decoder without weights": (
         lambda folder, weights: next((folder / "diffusion-decoder" / "unet").glob("*.safetensors")).unlink(),
         r"unet/diffusion_pytorch_model\.bf16\.safetensors is missing",
+    ),
+    "a cut decoder": (
+        lambda folder, weights: cut(next((folder / "diffusion-decoder" / "unet").glob("*.safetensors"))),
+        r"unet/diffusion_pytorch_model\.bf16\.safetensors is damaged or cut off .*Copy or download it again",
     ),
     "a decoder of other features": (
         lambda folder, weights: (shutil.rmtree(folder / "diffusion-decoder"), write_decoder(folder, CHANNELS + 16)),
