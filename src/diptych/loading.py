@@ -1,19 +1,23 @@
 """``diptych.load``: a model by name or folder, ready to use."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diptych.unified import UnifiedModel
 
 
-def load(model: str | Path = "diptych-scenes", device: str = "auto", dtype: str = "auto") -> "UnifiedModel":
+def load(
+    model: str | Path = "diptych-scenes", device: str = "auto", dtype: str = "auto", **released: Any
+) -> "UnifiedModel":
     """Loads a model.
 
     Args:
-        model: a bundled model's name, a model folder, or a checkpoint of a run.
+        model: a bundled model's name, a model folder, a checkpoint of a run, or a folder of BLIP3o-Model-4B or -8B.
         device: ``auto`` is a GPU where there is one, else the CPU.
         dtype: ``float32``, ``bfloat16`` or ``auto`` (float32 on a CPU, bfloat16 on a GPU that has it).
+        released: for BLIP3-o's released folders, what `diptych.interop.blip3o.load_blip3o` takes: ``encoder_file``,
+            ``can_draw``, ``allow_unknown``, ``strict_original``.
 
     Raises:
         FileNotFoundError: no such model, or a file of it is missing.
@@ -21,6 +25,7 @@ def load(model: str | Path = "diptych-scenes", device: str = "auto", dtype: str 
     """
     import torch
 
+    from diptych.interop.blip3o_layout import is_blip3o_folder
     from diptych.unified.folder import load_model
 
     if device == "auto":
@@ -36,4 +41,10 @@ def load(model: str | Path = "diptych-scenes", device: str = "auto", dtype: str 
         reason = str(error).partition("\n")[0].rstrip(".")
         shown = f" ({reason})" if len(reason) < 60 else ""
         raise ValueError(f"device {device!r} cannot be used here{shown}. Use auto, cpu, or a GPU as cuda:0.") from error
+    if is_blip3o_folder(model):
+        from diptych.interop.blip3o import load_blip3o
+
+        return load_blip3o(model, device, dtypes[dtype], **released)
+    if released:
+        raise TypeError(f"{', '.join(released)}: only folders of BLIP3-o's released models take this, {model} is none.")
     return load_model(model, device, dtypes[dtype])

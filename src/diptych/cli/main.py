@@ -52,6 +52,7 @@ VERBS = {
     "evaluate": Verb("evaluate MODEL --on TASKS", "measure a model, with intervals", "diptych.cli.evaluate"),
     "fd": Verb("fd GENERATED REFERENCE", "Fréchet distances between sets of images", "diptych.cli.fd"),
     "data": Verb("data check|pack PATH", "inspect training data, or pack it into tars", "diptych.cli.data"),
+    "convert": Verb("convert SOURCE TARGET", "a released model as a model folder", "diptych.cli.convert"),
     "info": Verb("info MODEL", "parts, parameters, licence, training, scores", "diptych.cli.info"),
 }
 

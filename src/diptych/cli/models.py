@@ -20,7 +20,7 @@ def add_model_options(parser: Parser) -> None:
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        help=f"bundled model, model folder, or checkpoint of a run (default: {DEFAULT_MODEL})",
+        help=f"bundled model, model folder, checkpoint of a run, or BLIP3-o as released (default: {DEFAULT_MODEL})",
     )
     add_device_options(parser)
 
@@ -76,9 +76,10 @@ def folder_fingerprint(name: str) -> str:
     Of every file it takes name, size, and the first and last mebibyte, so that a model of many gigabytes takes no time.
     The model card for people is left out.
     """
+    from diptych.interop.blip3o_layout import is_blip3o_folder
     from diptych.unified.folder import resolve
 
-    folder = resolve(name)
+    folder = Path(name) if is_blip3o_folder(name) else resolve(name)
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"):
         size = file.stat().st_size

@@ -143,6 +143,11 @@ def load_pixels(image: ImageLike) -> Pixels:
     if isinstance(image, Image.Image):
         return pil_to_pixels(image)
     if isinstance(image, np.ndarray):
+        if image.ndim == 4:
+            raise ValueError(
+                f"an array of shape {image.shape} is a video or a batch, and an image is one picture: videos are not "
+                "read. Give single frames as images."
+            )
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(
                 f"an image array must be uint8 of shape (height, width, 3), got {image.dtype} of {image.shape}. "

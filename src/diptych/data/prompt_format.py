@@ -338,6 +338,8 @@ def prompt_parts(prompt: Any) -> tuple[Part, ...]:
             parts.append(replace(element, is_target=False))
         elif isinstance(element, Text | ImageIn):
             parts.append(element)
+        elif isinstance(element, dict) and ("video" in element or element.get("type") == "video"):
+            raise ValueError("a prompt holds a video, and videos are not read. Give single frames as images.")
         elif element is None or isinstance(element, bool | int | float | list | tuple | dict):
             raise TypeError(
                 f"a prompt is a str or a list of str, images and parts, but holds {type(element).__name__}. "

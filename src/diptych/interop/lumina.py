@@ -58,14 +58,18 @@ def from_diffusers_lumina(state_dict: Mapping[str, Tensor], prefix: str = "", pa
         ValueError: no key has the prefix, or one that has it belongs to no layer of this architecture.
     """
     given = strip_prefix(state_dict, prefix)
-    names = _key_map(count_layers(given, "layers"))
+    names = lumina_key_map(count_layers(given, "layers"))
     unknown = sorted(given.keys() - names.keys() - _IGNORED)
     if unknown:
         raise ValueError(f"{len(unknown)} keys belong to no layer of the Lumina-Next denoiser, such as {unknown[0]!r}.")
-    converted = {names[key]: value for key, value in given.items() if key not in _IGNORED}
-    for key in ("patch_out.weight", "patch_out.bias"):
-        converted[key] = -rearrange(converted[key], "(p q c) ... -> (c p q) ...", p=patch_size, q=patch_size)
-    return converted
+    return {names[key]: convert_lumina_tensor(key, v, patch_size) for key, v in given.items() if key not in _IGNORED}
+
+
+def convert_lumina_tensor(key: str, value: Tensor, patch_size: int = 1) -> Tensor:
+    """One tensor of diffusers, of the key without prefix, as ours: the last layer points from noise to data."""
+    if not key.startswith("norm_out.linear_2."):
+        return value
+    return -rearrange(value, "(p q c) ... -> (c p q) ...", p=patch_size, q=patch_size)
 
 
 def to_diffusers_lumina(state_dict: Mapping[str, Tensor], prefix: str = "", patch_size: int = 1) -> dict[str, Tensor]:
@@ -74,7 +78,7 @@ def to_diffusers_lumina(state_dict: Mapping[str, Tensor], prefix: str = "", patc
     Raises:
         ValueError: a key is not one of `LuminaDiT`.
     """
-    names = {ours: theirs for theirs, ours in _key_map(count_layers(state_dict, "blocks")).items()}
+    names = {ours: theirs for theirs, ours in lumina_key_map(count_layers(state_dict, "blocks")).items()}
     unknown = sorted(state_dict.keys() - names.keys())
     if unknown:
         raise ValueError(f"{len(unknown)} keys are no weights of LuminaDiT, such as {unknown[0]!r}.")
@@ -84,10 +88,10 @@ def to_diffusers_lumina(state_dict: Mapping[str, Tensor], prefix: str = "", patc
     return {prefix + names[key]: value for key, value in converted.items()}
 
 
-def lumina_config(state_dict: Mapping[str, Tensor], prefix: str = "", patch_size: int = 1) -> dict[str, Any]:
+def lumina_config(state_dict: Mapping[str, Any], prefix: str = "", patch_size: int = 1) -> dict[str, Any]:
     """Arguments of the `LuminaDiT` that the weights of a checkpoint (names of diffusers) belong to.
 
-    The patch size leaves no trace in the shapes and has to be known: 1 in BLIP3-o.
+    The patch size leaves no trace in the shapes and has to be known: 1 in BLIP3-o. Only ``shape`` of a value is read.
     """
     given = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
     dim, patch_dim = given["patch_embedder.proj.weight"].shape
@@ -96,16 +100,16 @@ def lumina_config(state_dict: Mapping[str, Tensor], prefix: str = "", patch_size
         "condition_dim": given["caption_projection.linear_1.weight"].shape[1],
         "dim": dim,
         "num_layers": count_layers(given, "layers"),
-        "num_heads": len(given["layers.0.gate"]),
+        "num_heads": given["layers.0.gate"].shape[0],
         "patch_size": patch_size,
-        "ffn_dim": len(given["layers.0.feed_forward.linear_1.weight"]),
+        "ffn_dim": given["layers.0.feed_forward.linear_1.weight"].shape[0],
         "time_dim": given["layers.0.norm1.linear.weight"].shape[1],
         "qk_norm": "layers.0.attn1.norm_q.weight" in given,
         "prediction": "velocity",
     }
 
 
-def _key_map(num_layers: int) -> dict[str, str]:
+def lumina_key_map(num_layers: int) -> dict[str, str]:
     """Every key a checkpoint may have in diffusers -> ours."""
     modules = dict(_PARTS)
     names = {}

@@ -11,6 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError)
+"""What ``torch.load`` raises on a file that is damaged, cut, or holds more than tensors and plain values."""
+
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file.
@@ -63,7 +66,7 @@ def read_torch_file(path: str | Path) -> Any:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except UNREADABLE as error:
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is no file of tensors, or a damaged one: {reason}") from None
 
@@ -95,6 +98,6 @@ def strip_prefix(state_dict: Mapping[str, Tensor], prefix: str) -> dict[str, Ten
     return given
 
 
-def count_layers(state_dict: Mapping[str, Tensor], name: str) -> int:
+def count_layers(state_dict: Mapping[str, Any], name: str) -> int:
     """Numbered modules below ``name``: 2 for keys ``name.0.*`` and ``name.1.*``."""
     return len({key.removeprefix(f"{name}.").split(".")[0] for key in state_dict if key.startswith(f"{name}.")})

@@ -24,7 +24,7 @@ from diptych.data.prompt_format import PromptFormat, chatml_format, compact_form
 from diptych.flow.guidance import guided_velocity
 from diptych.flow.path import MIN_SIGMA, to_velocity
 from diptych.flow.solvers import SOLVERS
-from diptych.flow.time import DiscreteTime, LogitNormalTime, TimeDistribution, UniformTime, time_grid
+from diptych.flow.time import DiscreteTime, LogitNormalTime, TimeDistribution, UniformTime, time_grid, truncate_sigma
 from diptych.models.connectors import MLPConnector
 from diptych.models.part import build_part, part_kind
 from diptych.objectives.flow_matching import flow_matching_loss
@@ -118,8 +118,12 @@ class QueryFlowHead(nn.Module):
         of the condition counts.
         """
         joint = self.denoiser.encode_condition(*_stacked(condition, mask, null))
+
+        def told_whole(x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
+            return self.velocity(x_t, truncate_sigma(t), condition)
+
         velocity = guided_velocity(
-            self.velocity,
+            told_whole if settings.whole_timesteps else self.velocity,
             joint.select(slice(0, len(condition))),
             joint,
             settings.guidance_scale,

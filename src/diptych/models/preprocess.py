@@ -1,5 +1,6 @@
 """From uint8 pixels to what networks take, and back. Pillow does the resizing; torchvision is not needed."""
 
+import math
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -90,6 +91,29 @@ def native_size(height: int, width: int, bound: tuple[int, int] | None, multiple
         sides = [
             min(side, max(multiple, limit // multiple * multiple)) for side, limit in zip(sides, bound, strict=True)
         ]
+    return sides[0], sides[1]
+
+
+def size_within_pixel_budget(
+    height: int, width: int, multiple: int, least_pixels: int, most_pixels: int
+) -> tuple[int, int]:
+    """Sides that are multiples of ``multiple``, with between ``least_pixels`` and ``most_pixels`` pixels in all and the
+    aspect ratio kept as closely as that allows: the rule of Qwen2-VL (arXiv 2409.12191, section 2.1).
+
+    Raises:
+        ValueError: one side is more than 200 times the other.
+    """
+    if max(height, width) > 200 * min(height, width):
+        raise ValueError(
+            f"an image of {height}x{width} is too long: one side may be at most 200 times the other. Cut it up."
+        )
+    sides = [round(side / multiple) * multiple for side in (height, width)]
+    if sides[0] * sides[1] > most_pixels:
+        factor = math.sqrt(height * width / most_pixels)
+        sides = [max(multiple, math.floor(side / factor / multiple) * multiple) for side in (height, width)]
+    elif sides[0] * sides[1] < least_pixels:
+        factor = math.sqrt(least_pixels / (height * width))
+        sides = [math.ceil(side * factor / multiple) * multiple for side in (height, width)]
     return sides[0], sides[1]
 
 

@@ -106,7 +106,7 @@ def save_parts(
         fields: what else ``diptych.json`` is to hold: ``images``, ``card``, ``capabilities`` and what the kind needs.
     """
     path = path.resolve()
-    _check_replaceable(path)
+    check_replaceable(path)
     with _told_in_words(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
@@ -150,7 +150,9 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torc
     tokenizer = load_tokenizer(folder, manifest)
     try:
         draw = {**manifest["draw"], "guidance_interval": tuple(manifest["draw"]["guidance_interval"])}
-        images = {**manifest["images"], "size": tuple(manifest["images"]["size"])}
+        images: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in manifest["images"].items()
+        }
         model = UnifiedModel(
             **parts,
             tokenizer=tokenizer,
@@ -162,7 +164,23 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torc
     except (KeyError, TypeError, ValueError) as error:
         lacks = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{folder / MANIFEST} describes no model: {lacks.removesuffix('.')}. {_RESTORE}") from error
-    return model.to(device=device, dtype=dtype).eval()
+    return _cast(model, dtype).to(device).eval()
+
+
+def _cast(model: UnifiedModel, dtype: torch.dtype | None) -> UnifiedModel:
+    """Weights and saved buffers in a dtype. What parts compute for themselves, such as rotary frequencies, keeps its
+    precision: rounded to bfloat16, positions would turn by other angles."""
+    if dtype is None:
+        return model
+    for module in model.modules():
+        for value in module._parameters.values():
+            if value is not None and value.is_floating_point():
+                value.data = value.data.to(dtype)
+        for name, buffer in module._buffers.items():
+            is_saved = name not in module._non_persistent_buffers_set
+            if buffer is not None and buffer.is_floating_point() and is_saved:
+                module._buffers[name] = buffer.to(dtype)
+    return model
 
 
 def load_tokenizer(folder: Path, manifest: Mapping[str, Any]) -> FastTokenizer:
@@ -275,18 +293,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _save_part(part: nn.Module, folder: Path, dtype: torch.dtype | None) -> list[str]:
-    """Writes the weights of a part into one file, or several and an index."""
+    """Writes the weights of a part into one file, or several and an index; no more than one is copied at a time."""
     folder.mkdir()
-    shards: list[dict[str, Tensor]] = [{}]
+    state = part.state_dict()
+    shards: list[list[str]] = [[]]
     size = 0
-    for key, value in part.state_dict().items():
-        tensor = value.detach().to("cpu", dtype if dtype is not None and value.is_floating_point() else None)
-        tensor = tensor.contiguous().clone()
-        num_bytes = tensor.numel() * tensor.element_size()
+    for key, value in state.items():
+        num_bytes = value.numel() * (dtype if dtype is not None and value.is_floating_point() else value.dtype).itemsize
         if size and size + num_bytes > SHARD_BYTES:
-            shards.append({})
+            shards.append([])
             size = 0
-        shards[-1][key] = tensor
+        shards[-1].append(key)
         size += num_bytes
     if len(shards) == 1:
         names = ["model.safetensors"]
@@ -295,8 +312,14 @@ def _save_part(part: nn.Module, folder: Path, dtype: torch.dtype | None) -> list
         index = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}, indent=1))
     for name, shard in zip(names, shards, strict=True):
-        save_file(shard, folder / name)
+        save_file({key: _stored(state[key], dtype) for key in shard}, folder / name)
     return names
+
+
+def _stored(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A tensor of its own on the CPU."""
+    kept = dtype if dtype is not None and value.is_floating_point() else None
+    return value.detach().to("cpu", kept).contiguous().clone()
 
 
 def _load_part(folder: Path, name: str, entry: Mapping[str, Any]) -> nn.Module:
@@ -346,7 +369,7 @@ def _told_in_words(path: Path) -> Iterator[None]:
         raise OSError(code, f"the model cannot be saved: {reason}", str(path)) from error
 
 
-def _check_replaceable(path: Path) -> None:
+def check_replaceable(path: Path) -> None:
     """Raises ``FileExistsError`` unless there is nothing at ``path``, or a model folder with nothing else in it."""
     if path.is_dir():
         names = {entry.name for entry in path.iterdir()}

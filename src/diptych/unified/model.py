@@ -274,7 +274,9 @@ class UnifiedModel(nn.Module):
             noise = torch.stack([_noise(seeds[index], shape) for index in chosen]).to(self.device)
             given = None if null is None else null.expand(len(condition), -1, -1)
             features = self._draw(condition, mask, given, noise, settings, on_step)
-            drawn.update(zip(chosen, _to_images(self._space().decode(features.to(condition.dtype))), strict=True))
+            own = {"seeds": [seeds[index] for index in chosen]} if getattr(self._space(), "takes_seeds", False) else {}
+            images = self._space().decode(features.to(condition.dtype), **own)
+            drawn.update(zip(chosen, _to_images(images), strict=True))
         for index, request in enumerate(order):
             if (thought := thought_of(requests[request])) is not None:
                 drawn[index].info["thought"] = thought
@@ -308,7 +310,10 @@ class UnifiedModel(nn.Module):
         if self.image_head is None:
             raise ValueError("this model cannot draw images. `diptych info` lists what it can do.")
         examples = [Example((*parts, ImageOut(size=size)), key=f"prompt {i}") for i, parts in enumerate(requests)]
-        batch = self.collator()(examples).to(self.device)
+        collator = self.collator()
+        if self.draw_settings.flat_positions:
+            collator = replace(collator, position_axes=1)
+        batch = collator(examples).to(self.device)
         output = self.forward_for_drawing(batch)
         found: dict[int, Tensor] = {}
         for group in batch.outputs:

@@ -8,7 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diptych.flow.solvers import SOLVERS
-from diptych.models.preprocess import Filter, ResizePolicy, resize_pixels, to_float
+from diptych.models.preprocess import (
+    Filter,
+    ResizePolicy,
+    resize_pixels,
+    size_within_pixel_budget,
+    to_float,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +26,11 @@ class DrawSettings:
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     solver: str = "euler"
     time_shift: float = 1.0
+    whole_timesteps: bool = False
+    """The denoiser is told sigma in whole thousandths, cut down, as BLIP3-o's released sampler tells it."""
+    flat_positions: bool = False
+    """Pictures of a prompt that asks for an image count their positions like text, in one dimension, even where the
+    backbone has three axes: what BLIP3-o's released inference does."""
     think: bool = False
     """A thought is written before an image is drawn and before an answer."""
     think_temperature: float = 0.7
@@ -50,10 +61,20 @@ class ImagePolicy:
     """Pillow's resize filter."""
     multiple: int = 8
     """Sides of native images are rounded to it; the patch size times any pooling."""
+    input_pixels: tuple[int, int] | None = None
+    """(least, most) pixels of an image that is looked at: it then keeps its aspect ratio, with sides rounded to
+    ``input_multiple``, as Qwen2-VL's processor does it. None: looked-at images are brought to ``size`` too."""
+    input_multiple: int = 28
+    """See ``input_pixels``."""
 
     def __post_init__(self) -> None:
         if self.multiple < 1:
             raise ValueError(f"images.multiple must be at least 1, got {self.multiple}.")
+        if self.input_pixels is not None and not self.input_multiple**2 <= self.input_pixels[0] <= self.input_pixels[1]:
+            raise ValueError(
+                "images.input_pixels must be (least, most) pixels, the least no fewer than images.input_multiple "
+                f"squared: got {self.input_pixels} and {self.input_multiple}."
+            )
         if any(side < 1 or side % self.multiple for side in self.size):
             raise ValueError(
                 "images.size must be multiples of images.multiple: "
@@ -61,7 +82,11 @@ class ImagePolicy:
             )
 
     def prepare(self, pixels: Any, is_output: bool) -> Float[Tensor, "3 height width"]:
-        """uint8 pixels as a float image of the model's size."""
+        """uint8 pixels as a float image of the model's size, or of their own where ``input_pixels`` says so."""
+        if self.input_pixels is not None and not is_output:
+            height, width = pixels.shape[:2]
+            sides = size_within_pixel_budget(height, width, self.input_multiple, *self.input_pixels)
+            return to_float(resize_pixels(pixels, sides, self.filter, "stretch"))
         return to_float(resize_pixels(pixels, self.size, self.filter, self.resize, self.multiple))
 
 
