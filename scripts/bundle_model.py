@@ -18,7 +18,7 @@ from diptych.unified import UnifiedModel
 from diptych.unified.folder import BUNDLED, load_part, save_model
 
 
-def summary(run: Path, split_scores: dict[str, object], command: str) -> dict[str, object]:
+def summary(run: Path, split_scores: dict[str, object], command: str, note: str) -> dict[str, object]:
     """What the card says, from the run's own records."""
     recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -41,6 +41,7 @@ def summary(run: Path, split_scores: dict[str, object], command: str) -> dict[st
             "minutes": round(minutes),
             "machine": f"{torch.get_num_threads()} threads, {platform.machine()}, no GPU",
             "date": datetime.now(UTC).date().isoformat(),
+            **({"note": note} if note else {}),
         },
         "data": "The training split of the built-in world (diptych.scenes); no picture or text from elsewhere.",
         "scores": split_scores,
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument(
         "--autoencoder", type=Path, help="a run whose decoder is taken; its encoder must be the model's own"
     )
+    parser.add_argument("--note", default="", help="what of the training this run's records do not tell")
     parser.add_argument("--num-per-category", type=int, default=300)
     arguments = parser.parse_args()
 
@@ -89,7 +91,7 @@ def main() -> None:
             row["overall"] = f"{overall.value:.3f} [{overall.low:.3f}, {overall.high:.3f}]"
             scores[f"{table.benchmark} ({split}, {arguments.num_per_category} a category)"] = row
             print(split, table.benchmark, row["overall"], flush=True)
-    model.card = {"name": arguments.name, **summary(arguments.run, scores, arguments.command)}
+    model.card = {"name": arguments.name, **summary(arguments.run, scores, arguments.command, arguments.note)}
     folder = BUNDLED / arguments.name
     folder.parent.mkdir(parents=True, exist_ok=True)
     save_model(model, folder, torch.float16)

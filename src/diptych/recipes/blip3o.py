@@ -323,7 +323,7 @@ def think() -> Recipe[Blip3oConfig]:
     draw = replace(scenes, task="text_to_image", caption_style="short", max_objects=4, thinks=True)
     edit = replace(scenes, task="image_edit", thinks=True)
     see = replace(base.stages["compare"], mix={"tell": 0.5, "ask": 0.25, "ask_at_once": 0.15, "ask_relation": 0.1})
-    joint = base.stages["arrange"]
+    joint, everything = base.stages["arrange"], base.stages["all"]
     understanding = {"tell": 0.15, "ask": 0.1, "ask_at_once": 0.05, "ask_relation": 0.1}
     return replace(
         base,
@@ -346,8 +346,8 @@ def think() -> Recipe[Blip3oConfig]:
             "draw_two": replace(draw, min_objects=2, max_objects=2),
             "draw": draw,
             "draw_at_once": replace(draw, thinks=False),
-            "edit_kept": replace(edit, max_objects=2, edit_kinds=("recolor", "reshape", "resize")),
-            "edit_few": replace(edit, max_objects=2),
+            "edit_kept": replace(edit, max_objects=3, edit_kinds=("recolor", "reshape", "resize")),
+            "edit_few": replace(edit, max_objects=3),
             "edit": edit,
             "compose": replace(scenes, task="multi_reference", thinks=True),
         },
@@ -356,24 +356,31 @@ def think() -> Recipe[Blip3oConfig]:
             "draw": replace(joint, mix={"draw_one": 0.6, **understanding}, num_steps=250),
             "two": replace(joint, mix={"draw_two": 0.5, "draw_one": 0.1, **understanding}, num_steps=600),
             "arrange": replace(joint, mix={"draw_two": 0.4, "draw": 0.2, **understanding}, num_steps=600),
-            "copy": replace(joint, mix={"edit_kept": 0.42, "draw": 0.18, **understanding}, num_steps=600),
+            "copy": replace(
+                joint,
+                mix={"edit_kept": 0.22, "edit_few": 0.2, "edit": 0.12, "draw": 0.1, "tell": 0.12, "ask": 0.06}
+                | {"ask_relation": 0.18},
+                optimizer=replace(joint.optimizer, weight_decay=0.1),
+                num_steps=1000,
+            ),
             "all": replace(
-                base.stages["all"],
+                everything,
                 mix={
-                    "draw": 0.25,
-                    "draw_two": 0.06,
-                    "draw_at_once": 0.02,
-                    "tell": 0.12,
+                    "draw": 0.17,
+                    "draw_two": 0.04,
+                    "draw_at_once": 0.01,
+                    "tell": 0.13,
                     "tell_twice": 0.01,
-                    "describe": 0.02,
-                    "ask": 0.15,
-                    "ask_at_once": 0.05,
-                    "ask_relation": 0.07,
-                    "edit_few": 0.08,
-                    "edit": 0.14,
-                    "compose": 0.03,
+                    "describe": 0.01,
+                    "ask": 0.12,
+                    "ask_at_once": 0.04,
+                    "ask_relation": 0.13,
+                    "edit_few": 0.1,
+                    "edit": 0.2,
+                    "compose": 0.04,
                 },
-                num_steps=5000,
+                optimizer=replace(everything.optimizer, weight_decay=0.1),
+                num_steps=6500,
             ),
         },
         sampling=replace(base.sampling, guidance_scale=2.0, think=True, think_temperature=0.0),
