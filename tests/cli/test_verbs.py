@@ -297,7 +297,7 @@ def test_the_demo_runs_from_end_to_end(
     for words in (
         "diptych demo",
         "trained here",
-        "What is above the blue square?",
+        "What color is the square?",
         "make the red circle green",
         "joint: losses",
     ):

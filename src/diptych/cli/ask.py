@@ -7,7 +7,7 @@ from diptych.cli.parser import Parser, whole_number
 
 DESCRIPTION = "Asks a question about a picture and prints the answer as it is written."
 EXAMPLES = """\
-  diptych ask picture.png "What is above the square?"
+  diptych ask picture.png "What color is the square?"
   diptych ask before.png after.png "What changed?" --max-new-tokens 64"""
 
 

@@ -50,8 +50,8 @@ EDIT = "make the red circle green"
 """What is then done to the first picture."""
 
 QUESTIONS = (
-    (0, "What is above the blue square?"),
     (0, "What color is the square?"),
+    (0, "Where is the circle relative to the square?"),
     (1, "How many stars are there?"),
     (2, "Is there a heart?"),
     (3, "What shape is the orange object?"),
