@@ -10,6 +10,7 @@ from typing import Any
 from diptych.evals.task import Task
 from diptych.evals.tasks.geneval import OFFICIAL_SAMPLES, Detector, geneval_task, twin_task
 from diptych.evals.tasks.scenes import Editing, MultiReference, Questions
+from diptych.evals.tasks.xtc import SAMPLES, CrossTaskConsistency
 from diptych.scenes.split import Split
 
 NUM_PER_CATEGORY = 60
@@ -105,6 +106,11 @@ TASKS: dict[str, TaskEntry] = {
         "compose pictures from several references",
         ("image_edit",),
         lambda options, _: MultiReference(**options.scene_items()),
+    ),
+    "xtc": TaskEntry(
+        "cross-task consistency: does the model draw what it would answer?",
+        ("image_to_text", "text_to_image"),
+        lambda options, _: CrossTaskConsistency(**options.scene_items(), samples=options.samples or SAMPLES),
     ),
     "geneval-official": TaskEntry(
         "GenEval itself: 553 prompts about photographs, four pictures each",
