@@ -48,6 +48,9 @@ class Retell:
     def judge_record(self) -> dict[str, Any]:
         return {"name": "formula", "revision": "1"}
 
+    def unready(self) -> str:
+        return ""
+
     def judge(self, requests: Sequence[Request], outputs: Sequence[Output]) -> list[Verdict]:
         return [
             {"seen": output if isinstance(output, str) else hashlib.sha256(output.tobytes()).hexdigest()}

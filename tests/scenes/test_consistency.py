@@ -66,7 +66,7 @@ def test_coupling_raises_the_headline_and_the_excess_at_equal_abilities():
     apart = consistency_table(facts(SEVENTY, OTHER_SEVENTY), "apart", num=200)
     assert coupled.overall.low > apart.overall.high
     assert coupled.details["excess"]["low"] > 0.19 and abs(apart.details["excess"]["value"]) < 0.01
-    floor = coupled.categories["independence floor, p_u * p_g"]
+    floor = coupled.categories["floor"]
     assert floor.value == pytest.approx(0.49, abs=0.01) and floor.low < floor.value < floor.high
 
 

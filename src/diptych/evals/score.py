@@ -5,7 +5,7 @@ was stopped, and the same folder may be judged by several.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from diptych.evals.manifest import EvaluationFolder, append_lines, content_hash, read_lines
@@ -136,8 +136,3 @@ def reference_table(task: Task, contender: Contender, planned: Sequence[Planned]
     verdicts = task.judge(requests, [outputs[request.id] for request in requests])
     named = {request.id: verdict for request, verdict in zip(requests, verdicts, strict=True)}
     return task.table(named, contender.name)
-
-
-def units_to_lines(units: Sequence[Unit]) -> list[dict[str, Any]]:
-    """JSON-able."""
-    return [asdict(unit) for unit in units]

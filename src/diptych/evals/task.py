@@ -60,6 +60,10 @@ class Task(Protocol):
         """JSON-able: who judges, in which revision. Runs with different records are not comparable."""
         ...
 
+    def unready(self) -> str:
+        """Why samples cannot be judged by the task as it was built; empty if they can."""
+        ...
+
     def judge(self, requests: Sequence[Request], outputs: Sequence[Output]) -> list[Verdict]:
         """A verdict on each of some samples, none of which is a ``Failure``. Pure."""
         ...

@@ -255,11 +255,11 @@ def consistency_table(
         if any(fact.kind == kind for fact in facts)
     }
     rows |= {
-        "p_u: answered right": _interval(facts, "u", num, seed),
-        "p_g: drawn right": _interval(facts, "g", num, seed),
-        "independence floor, p_u * p_g": _interval(facts, "floor", num, seed),
-        "coverage: objects matched": _interval(facts, "matched", num, seed),
-        "raw agreement (CCTA)": _interval(facts, "agreement", num, seed),
+        "answered right": _interval(facts, "u", num, seed),
+        "drawn right": _interval(facts, "g", num, seed),
+        "floor": _interval(facts, "floor", num, seed),
+        "objects matched": _interval(facts, "matched", num, seed),
+        "raw agreement": _interval(facts, "agreement", num, seed),
     }
     return ScoreTable(benchmark, contender, _interval(facts, "weighted", num, seed), rows, _details(facts, num, seed))
 

@@ -156,11 +156,14 @@ class GenEval:
         record = {"name": "none"} if self.detector is None else self.detector.record()
         return {"detector": record, "rules": asdict(self.rules)}
 
+    def unready(self) -> str:
+        if self.detector is not None:
+            return ""
+        return f"{self.name} needs a detector to judge its pictures: give --detections FILE or --detector GRAPH"
+
     def judge(self, requests: Sequence[Request], outputs: Sequence[Output]) -> list[Verdict]:
         if self.detector is None:
-            raise ValueError(
-                f"{self.name}: a detector is needed to judge its pictures. Give --detections FILE or --detector GRAPH."
-            )
+            raise ValueError(f"{self.unready()}.")
         images = [output for output in outputs if isinstance(output, np.ndarray)]
         found = self.detector.detect([request.id for request in requests], images)
         return [

@@ -68,6 +68,9 @@ class SceneItems:
     def judge_record(self) -> dict[str, Any]:
         return {"name": "exact rules of the built-in world", "revision": "1"}
 
+    def unready(self) -> str:
+        return ""
+
     def _picture(self, scene: Scene) -> Pixels:
         return draw(scene, self.image_size)
 
