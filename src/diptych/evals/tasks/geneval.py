@@ -23,7 +23,7 @@ from diptych.evals.protocol import Output, Request
 from diptych.evals.task import Unit, Verdict, Verdicts
 from diptych.scenes.draw import draw
 from diptych.scenes.parse import parse
-from diptych.scenes.rules import GENEVAL_RULES, RELATIONS, Detection, Metadata, RuleSettings, evaluate_metadata
+from diptych.scenes.rules import GENEVAL_RULES, RELATIONS, Box, Detection, Metadata, RuleSettings, evaluate_metadata
 from diptych.scenes.scorers import TWIN, twin_reference_scenes, twin_references, twin_table
 from diptych.scenes.scores import ScoreTable
 from diptych.scenes.split import Split
@@ -207,9 +207,24 @@ class GenEval:
 def judge_detections(
     metadata: Metadata, detections: Sequence[Detection], rules: RuleSettings = OFFICIAL_RULES
 ) -> Verdict:
-    """``{"correct", "reason"}`` of one picture."""
-    verdict = evaluate_metadata(metadata, detections, settings=rules)
+    """``{"correct", "reason"}`` of one picture; under ``OFFICIAL_RULES`` to the last bit as the official scorer."""
+    relations = official_relations if rules == OFFICIAL_RULES else None
+    verdict = evaluate_metadata(metadata, detections, settings=rules, relations=relations)
     return {"correct": verdict.correct, "reason": verdict.reason}
+
+
+def official_relations(box_a: Box, box_b: Box, margin: float) -> tuple[str, ...]:
+    """``rules.relations_between`` in float32, in which the official scorer computes; it decides on the threshold."""
+    corners = np.array([box_a, box_b], np.float32).reshape(2, 2, 2)
+    centers = corners.mean(axis=1)
+    extents = np.abs(corners[:, 1] - corners[:, 0])
+    offset = centers[0] - centers[1]
+    revised = np.maximum(np.abs(offset) - np.float32(margin) * (extents[0] + extents[1]), 0) * np.sign(offset)
+    if np.all(np.abs(revised) < 1e-3):
+        return ()
+    dx, dy = revised / np.linalg.norm(offset)
+    holds = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
+    return tuple(name for name, value in holds.items() if value)
 
 
 def twin_task(
