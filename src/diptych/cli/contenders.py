@@ -16,7 +16,7 @@ REFERENCES = ("oracle", "chance", "constant", "copy-input")
 
 @dataclass(frozen=True)
 class ContenderSpec:
-    """Which contender; picklable, and called in a process it opens it there.
+    """Which contender; picklable, and opened by calling it in the process that needs it, on a GPU of its own.
 
     Attributes:
         model: a model of diptych, ``URL#NAME`` of a server, or a reference.
@@ -30,16 +30,16 @@ class ContenderSpec:
     dtype: str
     size: tuple[int, int] | None = None
 
-    def __call__(self) -> "OpenContender":
+    def __call__(self, process: int = 0) -> "OpenContender":
         from diptych.evals.contenders import Pair
 
-        main = self._open(self.model)
+        main = self._open(self.model, process)
         if self.generator is None:
             return main
-        other = self._open(self.generator)
+        other = self._open(self.generator, process)
         return lambda task: Pair(main(task), other(task))
 
-    def _open(self, name: str) -> "OpenContender":
+    def _open(self, name: str, process: int) -> "OpenContender":
         if name in REFERENCES:
             from diptych.evals.references import Reference
 
@@ -49,8 +49,16 @@ class ContenderSpec:
 
             server = OpenAIContender.from_address(name, self.size or (512, 512))
             return lambda task: server
-        contender = _unified(name, self.device, self.dtype)
+        contender = _unified(name, _device(self.device, process), self.dtype)
         return lambda task: contender
+
+
+def _device(device: str, process: int) -> str:
+    """Where there are several GPUs and none was chosen, the processes take them in turn."""
+    import torch
+
+    count = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    return f"cuda:{process % count}" if count > 1 else device
 
 
 def _unified(name: str, device: str, dtype: str) -> "Contender":

@@ -14,7 +14,8 @@ from diptych.evals.produce import Planned, Progress, batches, missing, plan
 from diptych.evals.protocol import Contender
 from diptych.evals.score import MissingPolicy, TaskResult, score
 from diptych.evals.task import Task
-from diptych.evals.tasks import Detector, TaskOptions, build_task
+from diptych.evals.tasks import TaskOptions, build_task
+from diptych.evals.tasks.geneval import Detector
 from diptych.scenes.scores import ScoreTable
 
 OpenContender = Callable[[Task], Contender]

@@ -10,8 +10,8 @@ from diptych.evals.harness import Asked, OpenContender, PlannedTask, Run
 from diptych.evals.manifest import EvaluationFolder
 from diptych.evals.produce import Progress, missing, plan, produce, shares
 
-OpenContenders = Callable[[], OpenContender]
-"""Picklable: loads the model in the process it is called in."""
+OpenContenders = Callable[[int], OpenContender]
+"""Picklable: loads the model in the process it is called in, of the given number."""
 
 
 def produce_run(folder: EvaluationFolder, run: Run, *, batch_size: int = 64, progress: Progress | None = None) -> int:
@@ -52,7 +52,7 @@ def produce_in_processes(
         for rank in range(processes):
             jobs = [(one.asked, dealt[rank]) for one, (dealt, _) in zip(run.tasks, work, strict=True) if dealt[rank]]
             if jobs:
-                arguments = (str(folder.path), jobs, open_contenders, given, batch_size, told, os.getpid())
+                arguments = (str(folder.path), rank, jobs, open_contenders, given, batch_size, told, os.getpid())
                 children.append(context.Process(target=_work, args=arguments, daemon=True))
         for child in children:
             child.start()
@@ -107,6 +107,7 @@ class _Orphaned(Exception):
 
 def _work(
     path: str,
+    rank: int,
     jobs: Sequence[tuple[Asked, Sequence[str]]],
     open_contenders: OpenContenders,
     given: Mapping[str, Mapping[str, Any]] | None,
@@ -116,7 +117,7 @@ def _work(
 ) -> None:
     """What a process does: the samples of its share, task by task."""
     try:
-        opened = open_contenders()
+        opened = open_contenders(rank)
         failed = 0
         for asked, only in jobs:
             task = asked.build()

@@ -66,12 +66,20 @@ class Contender(Protocol):
     What it gets has no ``Earlier`` among its parts, and its ``settings`` are those that ``settings`` returned.
     """
 
-    name: str
-    """As tables show it."""
-    capabilities: tuple[str, ...]
-    """Among text, image_to_text, text_to_image, image_edit, log_likelihood, hidden_states."""
-    image_size: tuple[int, int]
-    """(height, width) of the pictures that tasks of the built-in world show it."""
+    @property
+    def name(self) -> str:
+        """As tables show it."""
+        ...
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """Among text, image_to_text, text_to_image, image_edit, log_likelihood, hidden_states."""
+        ...
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the pictures that tasks of the built-in world show it."""
+        ...
 
     def identity(self) -> dict[str, Any]:
         """JSON-able: everything about the model that changes what comes out of it, so that it belongs to every key."""

@@ -35,18 +35,25 @@ class Unit:
 class Task(Protocol):
     """A benchmark; a frozen dataclass, so that it can be sent to other processes."""
 
-    name: str
-    """As ``--on`` takes it."""
+    @property
+    def name(self) -> str:
+        """As ``--on`` takes it."""
+        ...
 
     @property
     def label(self) -> str:
         """As tables show it, with the split."""
         ...
 
-    version: int
-    """Raised when requests or rules change: scores of two versions are not comparable."""
-    needs: tuple[str, ...]
-    """Capabilities without which it is skipped."""
+    @property
+    def version(self) -> int:
+        """Raised when requests or rules change: scores of two versions are not comparable."""
+        ...
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Capabilities without which it is skipped."""
+        ...
 
     def config(self) -> dict[str, Any]:
         """JSON-able: all that decides the requests."""

@@ -146,7 +146,7 @@ def match_objects(
     values = [[_closeness(item, other) for other in drawn] for item in wanted]
     # As many candidates as there are wanted objects are enough for a best assignment of all.
     candidates = [
-        sorted((i for i, value in enumerate(row) if value >= min_similarity), key=lambda i, row=row: -row[i])[
+        [i for i in sorted(range(len(row)), key=row.__getitem__, reverse=True) if row[i] >= min_similarity][
             : len(wanted)
         ]
         for row in values
