@@ -138,6 +138,11 @@ def test_official_geneval_from_prompts_to_a_score(model, tmp_path, capsys):
     words = [model, "--on", "geneval-official", "--prompts", tmp_path / "p.jsonl", "--out", tmp_path / "s"]
     printed = run(capsys, *words)
     assert "Not judged: geneval-official needs a detector to judge its pictures" in printed.err
+    exported = run(capsys, tmp_path / "s", "--phase", "score", "--export", tmp_path / "official")
+    assert "4 pictures in" in exported.err
+    assert json.loads((tmp_path / "official" / "00000" / "metadata.jsonl").read_text()) == prompt
+    names = sorted(path.name for path in (tmp_path / "official" / "00000" / "samples").iterdir())
+    assert names == ["0000.png", "0001.png", "0002.png", "0003.png"]
     found = [{"class": "bench", "confidence": 0.8, "box": [0, 0, 5, 5]}]
     lines = [{"id": f"00000/{k:04d}", "detections": found if k else []} for k in range(4)]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -148,7 +153,14 @@ def test_official_geneval_from_prompts_to_a_score(model, tmp_path, capsys):
     (tmp_path / "d.jsonl").write_text("nothing\n")
     message = fails(capsys, tmp_path / "s", "--phase", "score", "--detections", tmp_path / "d.jsonl")
     assert "d.jsonl, line 1: this is no JSON" in message
-    (tmp_path / "p.jsonl").write_text(json.dumps({**prompt, "prompt": "a bench"}) + "\n")
+    kept = tmp_path / "s" / "inputs" / "p.jsonl"
+    assert kept.read_text() == (tmp_path / "p.jsonl").read_text()
+    (tmp_path / "p.jsonl").unlink()
+    (tmp_path / "s").rename(tmp_path / "elsewhere")  # judged again where the prompts are not
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    run(capsys, tmp_path / "elsewhere", "--phase", "score", "--detections", tmp_path / "d.jsonl")
+    (tmp_path / "elsewhere").rename(tmp_path / "s")
+    kept.write_text(json.dumps({**prompt, "prompt": "a bench"}) + "\n")
     assert "was produced as version 1 with" in fails(capsys, tmp_path / "s", "--phase", "score")
 
 
@@ -156,6 +168,8 @@ def test_folders_that_hold_no_evaluation(tmp_path, capsys):
     assert "holds no evaluation: run.json is missing" in fails(capsys, tmp_path, "--phase", "score")
     (tmp_path / "run.json").write_text("{")
     assert "run.json is damaged" in fails(capsys, tmp_path, "--phase", "score")
+    (tmp_path / "run.json").write_text(json.dumps({"format_version": 1, "tasks": []}))
+    assert "run.json is damaged (it lacks contender, about, skipped)" in fails(capsys, tmp_path, "--phase", "score")
     (tmp_path / "run.json").write_text(json.dumps({"format_version": 9}))
     assert "has format version 9; this diptych reads up to 1" in fails(capsys, tmp_path, "--phase", "score")
 

@@ -193,6 +193,19 @@ def test_shares_keep_chains_together_and_cover_everything():
     assert isinstance(planned[0], Planned)
 
 
+def test_rows_that_lack_something_are_none_and_what_is_not_known_is_passed_over(folder):
+    planned = run(folder, Retell(number=1))
+    rows = list(read_lines(folder.manifest))
+    del rows[0]["sha256"]
+    rows[1]["of a later version"] = True
+    folder.manifest.unlink()
+    append_lines(folder.manifest, rows)
+    assert set(folder.rows()) == {item.key for item in planned[1:]}
+    again = Formula()
+    run(folder, Retell(number=1), again)
+    assert again.batches[0] == ["0/drawn"] and set(folder.rows()) == {item.key for item in planned}
+
+
 def test_half_a_line_is_passed_over_and_closed(tmp_path):
     file = tmp_path / "rows.jsonl"
     append_lines(file, [{"a": 1}, {"a": 2}])

@@ -91,6 +91,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--rewritten", metavar="FILE", help="the same prompts in other words")
     parser.add_argument("--detections", metavar="FILE", help="of geneval-official: found objects, as JSON lines")
     parser.add_argument("--detector", metavar="GRAPH", help="of geneval-official: a YOLOX network, NAME.graph.json")
+    parser.add_argument("--export", metavar="DIR", help="also write GenEval's own folder, for its official scorer")
     parser.add_argument(
         "--missing", choices=("wrong", "refuse"), default="wrong", help="what absent samples are (default: wrong)"
     )
@@ -262,6 +263,8 @@ def judge(folder: "EvaluationFolder", arguments: Namespace, about: Mapping[str, 
     from diptych.evals.scores_file import write_scores
 
     run = folder.read_run()
+    if arguments.export:
+        export(folder, run, arguments.export)
     with progress_bars("judging") as report:
         results, references, unjudged = score_run(
             folder, detector=chosen_detector(arguments), missing=arguments.missing, progress=report
@@ -279,6 +282,25 @@ def judge(folder: "EvaluationFolder", arguments: Namespace, about: Mapping[str, 
     data = evaluation_report(folder, run, results, tables, facts, arguments.words)
     print(write_report(data, folder.path / "report.html"))
     return 0
+
+
+def export(folder: "EvaluationFolder", run: Mapping[str, Any], target: str) -> None:
+    """Writes the pictures of ``geneval-official`` for the official scorer.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    from diptych.evals.harness import planned_before
+    from diptych.evals.tasks.detections_file import export_pictures
+    from diptych.evals.tasks.geneval import GenEval
+
+    entries = [entry for entry in run["tasks"] if entry["name"] == "geneval-official"]
+    if not entries:
+        raise ValueError(f"--export: {folder.path} holds no geneval-official.")
+    task = planned_before(folder, entries[0]).build()
+    assert isinstance(task, GenEval)
+    written = export_pictures(folder, task, entries[0]["keys"], writable_folder(target))
+    print(f"{written} pictures in {target}", file=sys.stderr)
 
 
 def in_order(own: Sequence["ScoreTable"], references: Sequence["ScoreTable"]) -> list["ScoreTable"]:
@@ -374,13 +396,12 @@ def evaluation_report(
     words: Sequence[str],
 ) -> Any:
     """The page of one evaluation."""
-    from diptych.evals.harness import Asked
+    from diptych.evals.harness import planned_before
     from diptych.evals.report_data import FileLink, ReportData
     from diptych.evals.results_file import facts
     from diptych.evals.scenes_report import drawing_gallery, shown_answers, shown_edits
     from diptych.evals.scores_file import headlines_of, score_boards
     from diptych.evals.shown import shown_samples
-    from diptych.evals.tasks import TaskOptions
 
     contender = run["contender"]["name"]
     entries = {entry["label"]: entry for entry in run["tasks"]}
@@ -388,7 +409,7 @@ def evaluation_report(
     tasks = []
     for result in first:
         entry = entries[result.table.benchmark]
-        task = Asked(entry["name"], TaskOptions.from_dict(entry["options"])).build()
+        task = planned_before(folder, entry).build()
         tasks.append((task, entry["keys"], result))
     samples = shown_samples(folder, tasks)
     now = datetime.now()

@@ -3,9 +3,10 @@
 ``run.json`` holds the plan, so judging needs neither the model nor the settings it was asked with.
 """
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def write_plan(folder: EvaluationFolder, run: Run, about: Mapping[str, Any]) -> 
                     "name": one.asked.name,
                     "label": one.task.label,
                     "version": one.task.version,
-                    "options": one.asked.options.to_dict(),
+                    "options": _kept_files(folder, one.asked.options).to_dict(),
                     "config": one.task.config(),
                     "settings": _settings(one.planned),
                     "keys": {item.request.id: item.key for item in one.planned},
@@ -121,6 +122,26 @@ def write_plan(folder: EvaluationFolder, run: Run, about: Mapping[str, Any]) -> 
             ],
         }
     )
+
+
+def _kept_files(folder: EvaluationFolder, options: TaskOptions) -> TaskOptions:
+    """The options with copies of their files in the folder, so that it can be judged where the files are not."""
+    kept = {}
+    for name in ("prompts", "rewritten"):
+        if source := getattr(options, name):
+            target = folder.path / "inputs" / Path(source).name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if not (target.exists() and target.samefile(source)):
+                shutil.copyfile(source, target)
+            kept[name] = f"inputs/{target.name}"
+    return replace(options, **kept)  # type: ignore[arg-type]
+
+
+def planned_before(folder: EvaluationFolder, entry: Mapping[str, Any]) -> Asked:
+    """A task of ``run.json`` as it was asked for."""
+    options = TaskOptions.from_dict(entry["options"])
+    paths = {name: str(folder.path / value) for name in ("prompts", "rewritten") if (value := getattr(options, name))}
+    return Asked(entry["name"], replace(options, **paths))  # type: ignore[arg-type]
 
 
 def _settings(planned: Sequence[Planned]) -> dict[str, Any]:
@@ -189,7 +210,7 @@ def score_run(
     references: list[ScoreTable] = []
     unjudged: dict[str, str] = {}
     for entry in run["tasks"]:
-        task = Asked(entry["name"], TaskOptions.from_dict(entry["options"])).build(detector)
+        task = planned_before(folder, entry).build(detector)
         _check_unchanged(folder, task, entry)
         if reason := task.unready():
             unjudged[task.label] = reason

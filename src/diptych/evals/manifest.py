@@ -12,7 +12,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,9 @@ class EvaluationFolder:
             raise ValueError(
                 f"{file} has format version {version}; this diptych reads up to {FORMAT_VERSION}. Update it."
             )
+        lacking = [name for name in ("contender", "tasks", "about", "skipped") if name not in content]
+        if lacking:
+            raise ValueError(f"{file} is damaged (it lacks {', '.join(lacking)}). Evaluate again; samples are kept.")
         return dict(content)
 
     # -- samples ---------------------------------------------------------------------------------------------------
@@ -149,8 +152,12 @@ class EvaluationFolder:
     def rows(self) -> dict[str, SampleRow]:
         """Every row by its key; of a sample that was made again, the last."""
         found = {}
+        known = {field.name for field in fields(SampleRow)}
         for record in read_lines(self.manifest):
-            row = SampleRow(**record)
+            try:
+                row = SampleRow(**{name: value for name, value in record.items() if name in known})
+            except TypeError:  # it lacks a field: as good as no row
+                continue
             found[row.key] = row
         return found
 

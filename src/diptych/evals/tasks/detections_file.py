@@ -13,8 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diptych.evals.json_lines import json_lines
-from diptych.evals.tasks.geneval import OFFICIAL_DETECTOR, StoredDetections
+from diptych.evals.manifest import EvaluationFolder
+from diptych.evals.protocol import Failure
+from diptych.evals.tasks.geneval import OFFICIAL_DETECTOR, GenEval, StoredDetections
 from diptych.scenes.rules import COLOR_ORDER, Box, Detection
 
 _OFFICIAL_NAME = re.compile(r"(?:^|/)(\d{5})/samples/(\d{4,5})\.png$")
@@ -137,3 +141,28 @@ def write_detections(path: str | Path, about: Mapping[str, Any], by_id: Mapping[
         ]
         lines.append(json.dumps({"id": name, "detections": entries}))
     Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def export_pictures(folder: EvaluationFolder, task: GenEval, keys: Mapping[str, str], target: str | Path) -> int:
+    """Writes ``00000/metadata.jsonl`` and ``00000/samples/0000.png`` …, as the official scorer reads them; how many.
+
+    What is missing is left out, and the official scorer passes over it.
+
+    Raises:
+        ValueError: the task is the twin, which the official scorer does not know.
+    """
+    if task.is_twin:
+        raise ValueError(f"{task.label} is no benchmark of the official scorer. Export geneval-official.")
+    rows, written = folder.rows(), 0
+    programs = {metadata["id"]: metadata for metadata in task.prompts}
+    for name, key in keys.items():
+        output = folder.output(rows[key]) if key in rows else Failure("missing")
+        if isinstance(output, np.ndarray):
+            prompt, picture = name.split("/")
+            place = Path(target) / prompt
+            (place / "samples").mkdir(parents=True, exist_ok=True)
+            own = {field: value for field, value in programs[prompt].items() if field != "id"}
+            (place / "metadata.jsonl").write_text(json.dumps(own) + "\n", encoding="utf-8")
+            (place / "samples" / f"{picture}.png").write_bytes(folder.file(rows[key].sha256).read_bytes())
+            written += 1
+    return written
