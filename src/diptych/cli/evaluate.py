@@ -1,29 +1,46 @@
 """``diptych evaluate``: scores of a model on held-out scenes, with intervals and the rows to read them against."""
 
+import math
+import shlex
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.cli.models import add_device_options, load_model, model_record, writable_folder
-from diptych.cli.parser import Parser, whole_number
+from diptych.cli.contenders import ContenderSpec, contender_record
+from diptych.cli.models import add_device_options, writable_folder
+from diptych.cli.parser import Parser, picture_size, whole_number
 
 if TYPE_CHECKING:
+    from diptych.evals.harness import OpenContender, Run
+    from diptych.evals.manifest import EvaluationFolder
+    from diptych.evals.produce import Progress
     from diptych.evals.scenes import Sample
+    from diptych.evals.score import TaskResult
+    from diptych.evals.tasks.geneval import Detector
     from diptych.scenes.scores import ScoreTable
     from diptych.unified import UnifiedModel
 
 DESCRIPTION = """\
-Measures a model on the built-in world and writes scores.json and report.html.
-Beside the model stand an oracle, chance and, for edits, the unchanged input."""
+Measures a model in two phases. The first makes everything that the tasks ask for and keeps it in a folder; the second
+judges what is there, now or later and elsewhere. Run again, it goes on where it was stopped.
+Beside the model stand an oracle, chance and, for edits, the unchanged input.
+
+MODEL is a bundled model, a model folder, a checkpoint of a run, a server as URL#NAME (OpenAI-compatible), or one of the
+references oracle, chance, constant and copy-input. With --phase score it is the folder that is to be judged."""
 EXAMPLES = """\
   diptych evaluate diptych-scenes --on geneval,questions,editing
   diptych evaluate runs/mine/checkpoints/step-004800 --num-per-category 300 --out scores/mine
-  diptych evaluate diptych-scenes --on geneval --splits test --seed 1"""
+  diptych evaluate diptych-scenes --on xtc --samples 4 --processes 2
+  diptych evaluate diptych-scenes --on scenes,xtc --dry-run
+  diptych evaluate runs/mine --on geneval-official --prompts evaluation_metadata.jsonl --phase produce
+  diptych evaluate scores-mine --phase score --detections found.jsonl
+  diptych evaluate --list"""
 
 TASKS = ("geneval", "questions", "editing", "multi-reference")
 SPLITS = ("test", "novel", "train")
@@ -45,54 +62,289 @@ class Scored:
 
 
 def add_arguments(parser: Parser) -> None:
-    parser.add_argument("model", metavar="MODEL", help="bundled model, model folder, or checkpoint of a run")
-    parser.add_argument("--on", metavar="TASKS", help=f"of {', '.join(TASKS)} (default: all that the model can do)")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="what is measured; see above")
+    parser.add_argument(
+        "--on",
+        metavar="TASKS",
+        help=f"of {', '.join(TASKS)}, xtc, geneval-official (default: the first four, if it can)",
+    )
+    parser.add_argument("--list", action="store_true", help="list the tasks with what they need, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="count samples and estimate the time, and stop")
+    parser.add_argument("--phase", choices=("all", "produce", "score"), default="all", help="(default: all)")
     parser.add_argument(
         "--splits", default="test,novel", help="test: unseen combinations; novel: unseen object types (default: both)"
     )
-    parser.add_argument("--num-per-category", type=whole_number(1), default=60, metavar="N", help="items (default: 60)")
+    parser.add_argument(
+        "--num-per-category", type=whole_number(1), metavar="N", help="items (default: 60; of geneval-official all)"
+    )
+    parser.add_argument("--samples", type=whole_number(1), metavar="N", help="pictures a prompt (default: the task's)")
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="S", help="of items and noise (default: 0)")
     parser.add_argument(
         "--batch-size", type=whole_number(1), default=64, metavar="N", help="items at a time (default: 64)"
     )
-    parser.add_argument("--out", metavar="DIR", help="folder for scores.json and report.html (default: scores-MODEL)")
+    parser.add_argument("--processes", type=whole_number(1), default=1, metavar="K", help="share the work (default: 1)")
+    parser.add_argument("--steps", type=whole_number(1), metavar="N", help="sampling steps (default: the model's)")
+    parser.add_argument("--guidance", type=float, metavar="S", help="guidance scale, 1 is off (default: the model's)")
+    parser.add_argument("--size", type=picture_size, metavar="WxH", help="pixels of drawings (default: the model's)")
+    parser.add_argument("--generator", metavar="MODEL", help="another model that draws, while MODEL answers")
+    parser.add_argument("--prompts", metavar="FILE", help="of geneval-official: evaluation_metadata.jsonl")
+    parser.add_argument("--rewritten", metavar="FILE", help="the same prompts in other words")
+    parser.add_argument("--detections", metavar="FILE", help="of geneval-official: found objects, as JSON lines")
+    parser.add_argument("--detector", metavar="GRAPH", help="of geneval-official: a YOLOX network, NAME.graph.json")
+    parser.add_argument("--export", metavar="DIR", help="also write GenEval's own folder, for its official scorer")
+    parser.add_argument(
+        "--missing", choices=("wrong", "refuse"), default="wrong", help="what absent samples are (default: wrong)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="folder of samples, scores and report (default: scores-MODEL)")
     add_device_options(parser)
 
 
 def run(arguments: Namespace) -> int:
+    from diptych.data.picture_files import file_slug
+    from diptych.evals.manifest import EvaluationFolder
+
+    if arguments.list:
+        print(task_list())
+        return 0
+    if arguments.model is None:
+        raise ValueError("evaluate needs a MODEL. `diptych evaluate --help` shows what it can be; --list lists tasks.")
+    if arguments.phase == "score":
+        return judge(EvaluationFolder(arguments.model), arguments, {})
+    names = chosen_tasks(arguments.on)
+    splits = chosen_names(arguments.splits, SPLITS, "--splits") or ["test"]
+    if arguments.guidance is not None and not math.isfinite(arguments.guidance):
+        raise ValueError(f"--guidance must be a finite number, got {arguments.guidance}.")
+    name = arguments.model.rstrip("/")
+    spec = ContenderSpec(name, arguments.generator, arguments.device, arguments.dtype, arguments.size)
+    opened = spec()
+    folder = EvaluationFolder(writable_folder(arguments.out or f"scores-{file_slug(Path(name).name or name)}"))
+    given = sampling_settings(arguments)
+    started = time.perf_counter()
+    plan = planned_run(names, splits, opened, given, arguments)
+    if arguments.dry_run:
+        print(outlook_table(folder, plan, arguments))
+        return 0
+    about = {
+        **contender_record(plan.tasks[0].contender, name),
+        "num_per_category": arguments.num_per_category or 60,
+        "seed": arguments.seed,
+        "command": shlex.join(arguments.words),
+    }
+    write_plan_and_produce(folder, plan, spec, given, about, arguments)
+    about["seconds"] = round(time.perf_counter() - started, 1)
+    return 0 if arguments.phase == "produce" else judge(folder, arguments, about)
+
+
+def task_list() -> str:
+    """The tasks with what they need."""
+    from diptych.evals.tasks import TASKS as KNOWN
+
+    lines = []
+    for name, entry in KNOWN.items():
+        lines.append(f"{name:<18}{entry.summary}")
+        lines.append(f"{'':<18}needs {', '.join(entry.needs)}{'; ' + entry.files if entry.files else ''}")
+    return "\n".join(lines)
+
+
+def chosen_tasks(text: str | None) -> list[str]:
+    """Names of tasks; ``scenes`` means the first four, ``all`` those that need no files; empty where none is given.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    from diptych.evals.tasks import TASKS as KNOWN
+
+    groups = {"scenes": list(TASKS), "all": [name for name, entry in KNOWN.items() if not entry.files]}
+    names: list[str] = []
+    for name in (word.strip() for word in (text or "").split(",")):
+        names += groups.get(name) or chosen_names(name, list(KNOWN), "--on")
+    return list(dict.fromkeys(names))
+
+
+def sampling_settings(arguments: Namespace) -> dict[str, dict[str, Any]]:
+    """What the options say about drawing, by kind of request."""
+    given = {"num_steps": arguments.steps, "guidance_scale": arguments.guidance, "size": arguments.size}
+    return {"image": {name: value for name, value in given.items() if value is not None}}
+
+
+def planned_run(
+    names: Sequence[str],
+    splits: Sequence[str],
+    opened: "OpenContender",
+    given: Mapping[str, Mapping[str, Any]],
+    arguments: Namespace,
+) -> "Run":
+    """Every task in every split it has; without names the first four, as far as the contender can do them."""
+    from diptych.evals.harness import Asked, plan_run
+    from diptych.evals.tasks import TASKS as KNOWN
+    from diptych.evals.tasks import TaskOptions, build_task
+
+    size = opened(build_task("questions", TaskOptions(num_per_category=1))).image_size
+    asked = []
+    for name in names or TASKS:
+        for split in splits if KNOWN[name].has_splits else [splits[0]]:
+            options = TaskOptions(
+                split=split,  # type: ignore[arg-type]
+                num_per_category=arguments.num_per_category,
+                samples=arguments.samples,
+                seed=arguments.seed,
+                image_size=size,
+                mark="" if split == splits[0] else f" ({split})",
+                prompts=arguments.prompts or "",
+                rewritten=arguments.rewritten or "",
+            )
+            asked.append(Asked(name, options))
+    plan = plan_run(sorted(asked, key=lambda one: splits.index(one.options.split)), opened, given)
+    for reason in dict.fromkeys(plan.skipped.values()):
+        print(f"Skipped: {reason}.", file=sys.stderr)
+    return plan
+
+
+def outlook_table(folder: "EvaluationFolder", plan: "Run", arguments: Namespace) -> str:
+    """Samples that are there and missing, with the time they would take."""
+    from diptych.evals.harness import outlook
+
+    found = outlook(folder, plan, arguments.batch_size, arguments.processes)
+    lines = [f"{'task':<28}{'samples':>9}{'there':>9}{'to make':>9}{'about':>10}"]
+    for one in found:
+        there = one.num_samples - one.num_missing
+        lines.append(f"{one.label:<28}{one.num_samples:>9}{there:>9}{one.num_missing:>9}{_duration(one.seconds):>10}")
+    total = sum(one.seconds or 0.0 for one in found)
+    counts = [sum(one.num_samples for one in found), sum(one.num_missing for one in found)]
+    lines.append(f"{'in all':<28}{counts[0]:>9}{counts[0] - counts[1]:>9}{counts[1]:>9}{_duration(total):>10}")
+    return "\n".join(lines)
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def write_plan_and_produce(
+    folder: "EvaluationFolder",
+    plan: "Run",
+    spec: ContenderSpec,
+    given: Mapping[str, Mapping[str, Any]],
+    about: Mapping[str, Any],
+    arguments: Namespace,
+) -> None:
+    """The first phase, with progress on stderr."""
+    from diptych.evals.harness import write_plan
+    from diptych.evals.processes import produce_in_processes, produce_run
+
+    write_plan(folder, plan, about)
+    with progress_bars(plan.tasks[0].contender.name) as report:
+        if arguments.processes == 1:
+            failed = produce_run(folder, plan, batch_size=arguments.batch_size, progress=report)
+        else:
+            failed = produce_in_processes(
+                folder, plan, spec, arguments.processes, given, batch_size=arguments.batch_size, progress=report
+            )
+    if failed:
+        print(
+            f"{failed} samples could not be made; {folder.failures} says why. Run the same command again to try them.",
+            file=sys.stderr,
+        )
+
+
+def judge(folder: "EvaluationFolder", arguments: Namespace, about: Mapping[str, Any]) -> int:
+    """The second phase: scores.json, results.json, report.md and report.html of a folder.
+
+    Args:
+        about: facts about the evaluation; those of ``run.json`` where it is empty.
+    """
     from rich.console import Console
 
     from diptych.cli.score_tables import print_scores
-    from diptych.data.picture_files import file_slug
+    from diptych.evals.harness import score_run
     from diptych.evals.report import write_report
+    from diptych.evals.results_file import write_results
     from diptych.evals.scores_file import write_scores
 
-    tasks = chosen_names(arguments.on, TASKS, "--on")
-    splits = chosen_names(arguments.splits, SPLITS, "--splits") or ["test"]
-    name = arguments.model.rstrip("/")
-    contender = Path(name).name or name
-    model = load_model(name, arguments)
-    folder = writable_folder(arguments.out or f"scores-{file_slug(contender)}")
-    tasks = tasks or [task for task in TASKS if _NEEDS[task] in model.capabilities]
-    scored = score_model(
-        model,
-        tasks,
-        splits,
-        num_per_category=arguments.num_per_category,
-        seed=arguments.seed,
-        contender=contender,
-        batch_size=arguments.batch_size,
-    )
-    about = {
-        **model_record(model, name),
-        "num_per_category": arguments.num_per_category,
-        "seed": arguments.seed,
-        "seconds": round(scored.seconds, 1),
-    }
-    print_scores(scored.tables, Console(highlight=False))
-    print(write_scores(scored.tables, folder / "scores.json", about))
-    print(write_report(evaluation_report(contender, scored, about, arguments.words), folder / "report.html"))
+    run = folder.read_run()
+    if arguments.export:
+        export(folder, run, arguments.export)
+    with progress_bars("judging") as report:
+        results, references, unjudged = score_run(
+            folder, detector=chosen_detector(arguments), missing=arguments.missing, progress=report
+        )
+    for reason in unjudged.values():
+        print(f"Not judged: {reason}.", file=sys.stderr)
+    if not results:
+        return 0
+    tables = in_order([result.table for result in results], references)
+    facts = dict(about or run["about"])
+    facts.pop("command", None)
+    print_scores(tables, Console(highlight=False))
+    write_results(folder.path, run, results, references)
+    print(write_scores(tables, folder.path / "scores.json", facts))
+    data = evaluation_report(folder, run, results, tables, facts, arguments.words)
+    print(write_report(data, folder.path / "report.html"))
     return 0
+
+
+def export(folder: "EvaluationFolder", run: Mapping[str, Any], target: str) -> None:
+    """Writes the pictures of ``geneval-official`` for the official scorer.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
+    from diptych.evals.harness import planned_before
+    from diptych.evals.tasks.detections_file import export_pictures
+    from diptych.evals.tasks.geneval import GenEval
+
+    entries = [entry for entry in run["tasks"] if entry["name"] == "geneval-official"]
+    if not entries:
+        raise ValueError(f"--export: {folder.path} holds no geneval-official.")
+    task = planned_before(folder, entries[0]).build()
+    assert isinstance(task, GenEval)
+    written = export_pictures(folder, task, entries[0]["keys"], writable_folder(target))
+    print(f"{written} pictures in {target}", file=sys.stderr)
+
+
+def in_order(own: Sequence["ScoreTable"], references: Sequence["ScoreTable"]) -> list["ScoreTable"]:
+    """The model's table of each benchmark, and then those of its references."""
+    return [
+        table
+        for first in own
+        for table in (first, *[other for other in references if other.benchmark == first.benchmark])
+    ]
+
+
+def chosen_detector(arguments: Namespace) -> "Detector | None":
+    """What judges pictures of GenEval's real prompts."""
+    if arguments.detections and arguments.detector:
+        raise ValueError("give --detections or --detector, not both: one of them judges.")
+    if arguments.detections:
+        from diptych.evals.tasks.detections_file import read_detections
+
+        return read_detections(arguments.detections)
+    if arguments.detector:
+        from diptych.interop.yolox import load_yolox
+
+        return load_yolox(arguments.detector)
+    return None
+
+
+@contextmanager
+def progress_bars(name: str) -> Iterator["Progress"]:
+    """Bars on stderr with the time left, one a task; nothing where it is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown: dict[str, Any] = {}
+    with Bars(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+
+        def report(label: str, done: int, total: int) -> None:
+            if label not in shown:
+                # The rest is what the estimate is about: samples that were there took no time.
+                shown[label] = bars.add_task(f"{name}: {label}", total=total, completed=done)
+            bars.update(shown[label], completed=done)
+
+        yield report
 
 
 def score_model(
@@ -107,23 +359,16 @@ def score_model(
     references: bool = True,
 ) -> Scored:
     """Runs the benchmarks on each split, with progress on stderr. Benchmarks of a later split carry its name."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from diptych.evals.scenes import evaluate_scenes
 
     started = time.perf_counter()
     tables: list[ScoreTable] = []
     samples: tuple[Sample, ...] = ()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
+    with progress_bars(contender) as bars:
         for split in splits:
-            shown: dict[str, Any] = {}
 
-            def report(task: str, done: int, total: int, split: str = split, shown: dict[str, Any] = shown) -> None:
-                if task not in shown:
-                    shown[task] = bars.add_task(f"{contender}: {task}, {split}", total=total)
-                bars.update(shown[task], completed=done)
+            def report(task: str, done: int, total: int, split: str = split) -> None:
+                bars(f"{task}, {split}", done, total)
 
             result = evaluate_scenes(
                 model,
@@ -142,28 +387,56 @@ def score_model(
     return Scored(tuple(tables), samples, time.perf_counter() - started)
 
 
-def evaluation_report(contender: str, scored: Scored, about: dict[str, Any], words: Sequence[str]) -> Any:
-    """The report of one evaluated model."""
-    import shlex
-
+def evaluation_report(
+    folder: "EvaluationFolder",
+    run: Mapping[str, Any],
+    results: Sequence["TaskResult"],
+    tables: Sequence["ScoreTable"],
+    about: Mapping[str, Any],
+    words: Sequence[str],
+) -> Any:
+    """The page of one evaluation."""
+    from diptych.evals.harness import planned_before
     from diptych.evals.report_data import FileLink, ReportData
+    from diptych.evals.results_file import facts
     from diptych.evals.scenes_report import drawing_gallery, shown_answers, shown_edits
     from diptych.evals.scores_file import headlines_of, score_boards
+    from diptych.evals.shown import shown_samples
 
+    contender = run["contender"]["name"]
+    entries = {entry["label"]: entry for entry in run["tasks"]}
+    first = [result for result in results if "(" not in result.table.benchmark]
+    tasks = []
+    for result in first:
+        entry = entries[result.table.benchmark]
+        task = planned_before(folder, entry).build()
+        tasks.append((task, entry["keys"], result))
+    samples = shown_samples(folder, tasks)
     now = datetime.now()
-    facts = {**about, **about["versions"]}
+    environment = {**about, **about.get("versions", {})}
+    measured = {f"note {number}": fact for number, fact in enumerate(facts(run, results), start=1)}
     return ReportData(
         title=f"{contender}: scores",
-        summary="Measured on the built-in world: synthetic pictures, exact scorers, combinations unseen in training.",
+        summary="What was asked, by whom it was judged and what is missing stands under Environment and in report.md.",
         created=f"{now:%A} {now.day} {now:%B %Y, %H:%M}",
         command=shlex.join(words),
-        environment={key.replace("_", " "): str(value) for key, value in facts.items() if key != "versions"},
-        headlines=headlines_of([table for table in scored.tables if "(" not in table.benchmark]),
-        galleries=drawing_gallery(scored.samples, contender),
-        edits=shown_edits(scored.samples),
-        answers=shown_answers(scored.samples),
-        score_boards=score_boards(scored.tables),
-        files=(FileLink(path="scores.json", detail="every score with its interval"),),
+        environment={
+            **{key.replace("_", " "): str(value) for key, value in environment.items() if key != "versions"},
+            **measured,
+        },
+        headlines=headlines_of([table for table in tables if "(" not in table.benchmark]),
+        galleries=drawing_gallery(samples, contender),
+        edits=shown_edits(samples),
+        answers=shown_answers(samples),
+        score_boards=score_boards(tables),
+        files=(
+            FileLink(path="scores.json", detail="every score with its interval"),
+            FileLink(
+                path="results.json", detail="the same with the keys of lmms-eval, and everything that was recorded"
+            ),
+            FileLink(path="report.md", detail="tables and notes as text"),
+            FileLink(path="manifest.jsonl", detail="a row for every sample"),
+        ),
     )
 
 
@@ -178,5 +451,5 @@ def chosen_names(text: str | None, known: Sequence[str], option: str) -> list[st
     names = [name.strip() for name in (text or "").split(",") if name.strip()]
     for name in names:
         if name not in known and name not in ("all", "scenes"):
-            raise ValueError(f"{option}: there is no {name!r}. {nearest(name, known)}")
+            raise ValueError(f"{option}: there is no {name!r}. {nearest(name, known, count=1)}")
     return list(known) if {"all", "scenes"} & set(names) else list(dict.fromkeys(names))

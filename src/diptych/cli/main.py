@@ -50,6 +50,9 @@ VERBS = {
     "ask": Verb("ask IMAGE QUESTION", "ask a question about a picture", "diptych.cli.ask"),
     "edit": Verb("edit IMAGE INSTRUCTION", "change a picture as told", "diptych.cli.edit"),
     "evaluate": Verb("evaluate MODEL --on TASKS", "measure a model, with intervals", "diptych.cli.evaluate"),
+    "compare-scores": Verb(
+        "compare-scores RUN RUN", "two evaluations item by item, with a paired test", "diptych.cli.compare_scores"
+    ),
     "fd": Verb("fd GENERATED REFERENCE", "Fréchet distances between sets of images", "diptych.cli.fd"),
     "data": Verb("data check|pack PATH", "inspect training data, or pack it into tars", "diptych.cli.data"),
     "convert": Verb("convert SOURCE TARGET", "a released model as a model folder", "diptych.cli.convert"),

@@ -15,7 +15,7 @@ from diptych.scenes.scores import Score, ScoreTable
 
 SCORES_FILE = "scores.json"
 FORMAT_VERSION = 1
-REFERENCES = ("oracle", "chance", "copy-input")
+REFERENCES = ("oracle", "chance", "constant", "copy-input")
 """Contenders that only show what a score means."""
 
 EXPLAINED = {
@@ -27,12 +27,19 @@ EXPLAINED = {
     "question-answering": ("Question answering", "Share of questions about a picture with the exact answer."),
     "editing": ("Editing", "Share of edits that were done as told and left everything else alone."),
     "multi-reference": ("Multi-reference", "Share of pictures composed as told from several reference pictures."),
+    "consistency": (
+        "Cross-task consistency",
+        "Do answers about a picture and drawings of it agree, fact by fact, because both are right (AW-CCTA)? Facts "
+        "answered right times facts drawn right is the floor, which independent abilities reach; raw agreement (CCTA) "
+        "also counts being wrong on both sides.",
+    ),
+    "geneval": ("GenEval", "Share of pictures that GenEval's rules accept on what a detector found in them."),
     "retrieval": (
         "Retrieval",
         "Share of held-out pictures whose own caption is the nearest of all, and of captions whose own picture is.",
     ),
 }
-"""Title and meaning of the benchmarks of the built-in world."""
+"""Title and meaning of benchmarks."""
 
 CATEGORIES = {"single_object": "single object", "two_object": "two objects", "color_attr": "attribute binding"}
 """Tags of GenEval that are no words."""
@@ -136,7 +143,10 @@ def title_of(benchmark: str) -> str:
 def _note(benchmark: str, tables: Sequence[ScoreTable]) -> str:
     name = benchmark.partition(" (")[0]
     sentences = [EXPLAINED[name][1]] if name in EXPLAINED else []
-    if any(len(table.categories) > 1 for table in tables):
+    own_rule = next((table.details["overall_is"] for table in tables if "overall_is" in table.details), None)
+    if own_rule is not None:
+        sentences.append(f"Overall is {own_rule}")
+    elif any(len(table.categories) > 1 for table in tables):
         sentences.append("Overall is the mean of the rows above it.")
     return " ".join([*sentences, "Small figures are 95 % intervals."])
 

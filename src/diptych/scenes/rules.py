@@ -90,6 +90,9 @@ class Verdict:
         return self.correct
 
 
+RelationRule: TypeAlias = Callable[[Box, Box, float], tuple[str, ...]]
+"""``(box a, box b, margin) -> relations of a to b``, as ``relations_between``."""
+
 ColorClassifier: TypeAlias = Callable[[Sequence[Detection], str], Sequence[str]]
 """``(detections, class name) -> one colour for each``."""
 
@@ -139,6 +142,7 @@ def evaluate_metadata(
     *,
     color_of: ColorClassifier | None = None,
     settings: RuleSettings = GENEVAL_RULES,
+    relations: RelationRule | None = None,
 ) -> Verdict:
     """Judge one image by its detections.
 
@@ -147,6 +151,7 @@ def evaluate_metadata(
         detections: of all classes, in any order, unfiltered.
         color_of: names the colour of detections of one class; without it ``Detection.color`` is used.
         settings: thresholds; the official ones by default.
+        relations: how boxes lie to each other; ``relations_between`` by default.
 
     Raises:
         ValueError: a position clause points to no earlier clause, or a colour is asked of a detection without one.
@@ -166,7 +171,9 @@ def evaluate_metadata(
             if "color" in clause:
                 reason = _color_reason(clause, found, color_of)
             if reason is None and "position" in clause:
-                reason = _position_reason(clause, found, groups, settings.position_margin)
+                reason = _position_reason(
+                    clause, found, groups, settings.position_margin, relations or relations_between
+                )
         if reason is not None:
             reasons.append(reason)
         groups.append(found if reason is None else None)
@@ -198,7 +205,11 @@ def _color_reason(clause: Clause, found: Sequence[Detection], color_of: ColorCla
 
 
 def _position_reason(
-    clause: Clause, found: Sequence[Detection], groups: Sequence[Sequence[Detection] | None], margin: float
+    clause: Clause,
+    found: Sequence[Detection],
+    groups: Sequence[Sequence[Detection] | None],
+    margin: float,
+    relations: RelationRule,
 ) -> str | None:
     """Why the relation does not hold between all pairs, or ``None``."""
     relation, target = str(clause["position"][0]), int(clause["position"][1])
@@ -212,7 +223,7 @@ def _position_reason(
         return f"no target for {clause['class']} to be {relation}"
     for detection in found:
         for other in group:
-            true = relations_between(detection.box, other.box, margin)
+            true = relations(detection.box, other.box, margin)
             if relation not in true:
                 return f"expected {clause['class']} {relation} target, found {' and '.join(true)} target"
     return None

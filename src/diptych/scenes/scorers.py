@@ -29,9 +29,14 @@ __all__ = [
     "TWIN",
     "Score",
     "ScoreTable",
+    "answer_reference_texts",
     "answer_references",
+    "answer_table",
     "bootstrap_interval",
+    "composition_reference_scenes",
     "composition_references",
+    "composition_table",
+    "edit_reference_scenes",
     "edit_references",
     "edit_table",
     "score_answers",
@@ -39,6 +44,7 @@ __all__ = [
     "score_edits",
     "score_table",
     "score_twin",
+    "twin_reference_scenes",
     "twin_references",
     "twin_table",
 ]
@@ -80,12 +86,16 @@ def score_twin(prompts: Sequence[Metadata], images: Sequence[ImageArray], conten
 
 def twin_references(prompts: Sequence[Metadata], seed: int = 0) -> list[ScoreTable]:
     """``oracle``: a scene that satisfies each prompt; ``chance``: random scenes of any types. Scenes, not pictures."""
-    rng = np.random.default_rng([seed, 1])
-    rows = {"oracle": oracle_scenes(prompts, seed), "chance": [sample_scene(rng) for _ in prompts]}
     return [
         twin_table([judge_detections(p, detections_of(s)) for p, s in zip(prompts, scenes, strict=True)], name)
-        for name, scenes in rows.items()
+        for name, scenes in twin_reference_scenes(prompts, seed).items()
     ]
+
+
+def twin_reference_scenes(prompts: Sequence[Metadata], seed: int = 0) -> dict[str, list[Scene]]:
+    """The scene of each prompt for ``oracle`` and ``chance``."""
+    rng = np.random.default_rng([seed, 1])
+    return {"oracle": oracle_scenes(prompts, seed), "chance": [sample_scene(rng) for _ in prompts]}
 
 
 def score_answers(items: Sequence[QuestionItem], predictions: Sequence[str], contender: str) -> ScoreTable:
@@ -96,6 +106,12 @@ def score_answers(items: Sequence[QuestionItem], predictions: Sequence[str], con
     """
     _check_lengths("score_answers", "questions", items, "predictions", predictions)
     correct = [answer_is_correct(text, item.question) for text, item in zip(predictions, items, strict=True)]
+    return answer_table(items, correct, contender)
+
+
+def answer_table(items: Sequence[QuestionItem], correct: Sequence[bool], contender: str) -> ScoreTable:
+    """The table of answers that have been judged."""
+    _check_lengths("answer_table", "questions", items, "verdicts", correct)
     table = score_table(ANSWERS, contender, [item.question.kind for item in items], correct)
     details = {"mean_over_questions": sum(correct) / len(correct)}
     return ScoreTable(table.benchmark, table.contender, table.overall, table.categories, details)
@@ -103,12 +119,19 @@ def score_answers(items: Sequence[QuestionItem], predictions: Sequence[str], con
 
 def answer_references(items: Sequence[QuestionItem], seed: int = 0, num_training: int = 300) -> list[ScoreTable]:
     """``oracle``, and ``chance``: the majority answer of training questions (``num_training`` of each kind)."""
+    rows = answer_reference_texts(items, seed, num_training)
+    return [score_answers(items, predictions, name) for name, predictions in rows.items()]
+
+
+def answer_reference_texts(
+    items: Sequence[QuestionItem], seed: int = 0, num_training: int = 300
+) -> dict[str, list[str]]:
+    """The answer to each question for ``oracle`` and ``chance``."""
     blind = BlindAnswers.fit(item.question for item in question_items("train", num_training, seed))
-    rows = {
+    return {
         "oracle": [item.question.answer for item in items],
         "chance": [blind.answer(item.question) for item in items],
     }
-    return [score_answers(items, predictions, name) for name, predictions in rows.items()]
 
 
 def edit_table(
@@ -146,12 +169,17 @@ def score_edits(
 
 def edit_references(items: Sequence[EditItem], size: int = 64) -> list[ScoreTable]:
     """``oracle``: the target drawn; ``chance``: the target of another edit; ``copy-input``: the source drawn."""
-    rows: dict[str, list[Scene]] = {
+    rows = edit_reference_scenes(items)
+    return [score_edits(items, [draw(scene, size) for scene in scenes], name) for name, scenes in rows.items()]
+
+
+def edit_reference_scenes(items: Sequence[EditItem]) -> dict[str, list[Scene]]:
+    """The scene of each edit for ``oracle``, ``chance`` and ``copy-input``."""
+    return {
         "oracle": [item.edit.target for item in items],
         "chance": [items[(index + len(items) // 2) % len(items)].edit.target for index in range(len(items))],
         "copy-input": [item.edit.source for item in items],
     }
-    return [score_edits(items, [draw(scene, size) for scene in scenes], name) for name, scenes in rows.items()]
 
 
 def score_compositions(items: Sequence[CompositionItem], images: Sequence[ImageArray], contender: str) -> ScoreTable:
@@ -165,19 +193,29 @@ def score_compositions(items: Sequence[CompositionItem], images: Sequence[ImageA
         evaluate_metadata(item.composition.program, parsed_detections(parse(image)))
         for item, image in zip(items, images, strict=True)
     ]
-    kinds = [item.composition.kind for item in items]
-    return score_table(COMPOSITIONS, contender, kinds, [verdict.correct for verdict in verdicts])
+    return composition_table(items, [verdict.correct for verdict in verdicts], contender)
+
+
+def composition_table(items: Sequence[CompositionItem], correct: Sequence[bool], contender: str) -> ScoreTable:
+    """The table of compositions that have been judged."""
+    _check_lengths("composition_table", "compositions", items, "verdicts", correct)
+    return score_table(COMPOSITIONS, contender, [item.composition.kind for item in items], correct)
 
 
 def composition_references(items: Sequence[CompositionItem], size: int = 64, seed: int = 0) -> list[ScoreTable]:
     """``oracle``: the target drawn; ``chance``: random scenes; ``copy-input``: the first reference drawn."""
+    rows = composition_reference_scenes(items, seed)
+    return [score_compositions(items, [draw(scene, size) for scene in scenes], name) for name, scenes in rows.items()]
+
+
+def composition_reference_scenes(items: Sequence[CompositionItem], seed: int = 0) -> dict[str, list[Scene]]:
+    """The scene of each composition for ``oracle``, ``chance`` and ``copy-input``."""
     rng = np.random.default_rng([seed, 2])
-    rows: dict[str, list[Scene]] = {
+    return {
         "oracle": [item.composition.target for item in items],
         "chance": [sample_scene(rng) for _ in items],
         "copy-input": [item.composition.references[0] for item in items],
     }
-    return [score_compositions(items, [draw(scene, size) for scene in scenes], name) for name, scenes in rows.items()]
 
 
 def _check_lengths(where: str, first: str, some: Sequence[object], second: str, others: Sequence[object]) -> None:
