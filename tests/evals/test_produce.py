@@ -51,6 +51,8 @@ def test_a_row_says_everything_about_its_sample(folder):
     run(folder, Retell(number=1))
     drawn, said, again = folder.rows().values()
     assert (drawn.task, drawn.id, drawn.kind, drawn.seed) == ("retell", "0/drawn", "image", 0)
+    assert drawn.parts == [["text", "user", "x 0", False]]
+    assert said.parts == [["earlier", "0/drawn"], ["text", "user", "What is it?", False]]
     assert drawn.settings == {"steps": 20, "size": [4, 5]} and drawn.size == [4, 5]
     assert drawn.contender == "formula" and len(drawn.fingerprint) == 16 and drawn.rewriter == ""
     assert said.inputs == [drawn.sha256] and again.inputs == [said.sha256] and len(str(said.text)) == 64

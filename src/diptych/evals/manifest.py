@@ -33,6 +33,9 @@ class SampleRow:
     task: str
     id: str
     kind: Kind
+    parts: Sequence[Sequence[Any]]
+    """The request in order: ``["text", role, text, is thought]``, ``["image", role, shape, SHA-256 of its pixels]`` or
+    ``["earlier", id]``."""
     seed: int
     settings: Mapping[str, Any]
     contender: str
@@ -74,6 +77,12 @@ def sample_key(
         "identity": dict(identity),
     }
     return content_hash(asked)[:32]
+
+
+def request_parts(request: Request) -> list[list[Any]]:
+    """The parts of a request as a row tells them."""
+    ids = {part.id: part.id for part in request.parts if isinstance(part, Earlier)}
+    return [_described(part, ids) for part in request.parts]
 
 
 def content_hash(value: Any) -> str:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from diptych.data.example import ImageIn, Part, Text, load_pixels
-from diptych.evals.manifest import EvaluationFolder, SampleRow, content_hash, sample_key
+from diptych.evals.manifest import EvaluationFolder, SampleRow, content_hash, request_parts, sample_key
 from diptych.evals.protocol import Contender, Earlier, Failure, Output, Request
 from diptych.evals.task import Task
 
@@ -163,6 +163,7 @@ def _make(
                 task=task.name,
                 id=item.request.id,
                 kind=item.request.kind,
+                parts=request_parts(item.request),
                 seed=item.request.seed,
                 settings=item.request.settings,
                 contender=contender.name,

@@ -249,27 +249,28 @@ def consistency_table(
     """
     if not facts:
         raise ValueError("consistency_table: there are no facts to average.")
-    rows = {
-        kind: _interval([fact for fact in facts if fact.kind == kind], "weighted", num, seed)
-        for kind in FACT_KINDS
-        if any(fact.kind == kind for fact in facts)
-    }
+    table = _scene_sums(facts)
+
+    def interval(what: str, sums: NDArray[np.float64] = table) -> Score:
+        return _interval(sums, what, num, seed)
+
+    by_kind = {kind: [fact for fact in facts if fact.kind == kind] for kind in FACT_KINDS}
+    rows = {kind: interval("weighted", _scene_sums(own)) for kind, own in by_kind.items() if own}
     rows |= {
-        "answered right": _interval(facts, "u", num, seed),
-        "drawn right": _interval(facts, "g", num, seed),
-        "floor": _interval(facts, "floor", num, seed),
-        "objects matched": _interval(facts, "matched", num, seed),
-        "raw agreement": _interval(facts, "agreement", num, seed),
+        "answered right": interval("u"),
+        "drawn right": interval("g"),
+        "floor": interval("floor"),
+        "objects matched": interval("matched"),
+        "raw agreement": interval("agreement"),
     }
-    return ScoreTable(benchmark, contender, _interval(facts, "weighted", num, seed), rows, _details(facts, num, seed))
+    return ScoreTable(benchmark, contender, interval("weighted"), rows, _details(facts, interval("excess")))
 
 
-def _details(facts: Sequence[FactScore], num: int, seed: int) -> dict[str, Any]:
+def _details(facts: Sequence[FactScore], excess: Score) -> dict[str, Any]:
     matched = [fact for fact in facts if fact.matched]
     unrejected = [
         FactScore(fact.group, fact.kind, fact.u, fact.g_unrejected, fact.matched, fact.g_unrejected) for fact in facts
     ]
-    excess = _interval(facts, "excess", num, seed)
     return {
         "overall_is": "AW-CCTA, the mean over all facts.",
         "all_facts": consistency_numbers(facts),
@@ -281,13 +282,19 @@ def _details(facts: Sequence[FactScore], num: int, seed: int) -> dict[str, Any]:
     }
 
 
-def _interval(facts: Sequence[FactScore], what: str, num: int, seed: int) -> Score:
-    """A number with its interval over scenes; Wilson's where all facts agree at 0 or 1."""
-    sums: dict[str, NDArray[np.float64]] = {}
+def _scene_sums(facts: Sequence[FactScore]) -> NDArray[np.float64]:
+    """A row for each scene: number of facts, and sums of u, g, weighted and raw agreement, and matches."""
+    sums: dict[str, list[float]] = {}
     for fact in facts:
-        row = np.array([1, fact.u, fact.g, fact.weighted, fact.agreement, fact.matched], np.float64)
-        sums[fact.group] = sums.get(fact.group, np.zeros(6)) + row
-    table = np.array(sorted(sums.values(), key=lambda row: row.tolist()))
+        entry = sums.setdefault(fact.group, [0.0] * 6)
+        for place, value in enumerate((1.0, fact.u, fact.g, fact.weighted, fact.agreement, float(fact.matched))):
+            entry[place] += value
+    # Sorted by content, so that neither the order nor the names of scenes decide what is drawn.
+    return np.array(sorted(sums.values()))
+
+
+def _interval(table: NDArray[np.float64], what: str, num: int, seed: int) -> Score:
+    """A number with its interval over scenes; Wilson's where all facts agree at 0 or 1."""
     value = float(_statistic(table.sum(axis=0), what))
     if what != "excess" and value in (0.0, 1.0):
         low, high = wilson_interval(value, len(table))
@@ -295,7 +302,7 @@ def _interval(facts: Sequence[FactScore], what: str, num: int, seed: int) -> Sco
         drawn = np.random.default_rng(seed).integers(len(table), size=(num, len(table)))
         means = _statistic(table[drawn].sum(axis=1), what)
         low, high = np.quantile(means, (0.025, 0.975)).tolist()
-    return Score(value, min(low, value), max(high, value), len(facts), len(table))
+    return Score(value, min(low, value), max(high, value), round(table[:, 0].sum()), len(table))
 
 
 def _statistic(sums: NDArray[np.float64], what: str) -> NDArray[np.float64]:
