@@ -228,13 +228,31 @@ def test_a_thought_is_the_layout_of_what_is_drawn_or_asked_about(task):
         assert [getattr(p, "text", type(p)) for p in spoken] == [
             getattr(p, "text", type(p)) for p in silent.example(index).parts
         ]
-        assert len(thoughts) == (3 if task == "interleaved" else 1)
+        assert len(thoughts) == {"interleaved": 3, "question_answering": 2}.get(task, 1)
         shown = example.metadata["scene"]
-        last = example.parts[thoughts[-1]]
-        told = parse_layout(last.text)
+        last = example.parts[thoughts[0 if task == "question_answering" else -1]]
         assert last.is_target and example.parts[thoughts[-1] + 1].role == "assistant"
+        told = parse_layout(last.text.split("; ")[-1 if task in ("image_edit", "multi_reference") else 0])
         assert told is not None and told.background == shown["background"]
         assert sorted(item.type for item in told.objects) == sorted((o["shape"], o["color"]) for o in shown["objects"])
+
+
+@pytest.mark.parametrize("task", ["question_answering", "image_edit", "multi_reference"])
+def test_in_words_nothing_is_shown_and_what_is_seen_is_given(task):
+    seeing = ScenesSource(task=task, num_scenes=12, questions_per_image=2, thinks=True)
+    source, shown = replace(seeing, in_words=True).build(), seeing.build()
+    for index in range(12):
+        parts, same = source.example(index).parts, shown.example(index).parts
+        assert all(isinstance(part, Text) for part in parts)
+        assert parts[1].is_thought and not parts[1].is_target and parts[2].is_thought and parts[2].is_target
+        thoughts = [part.text for part in same if getattr(part, "is_thought", False)]
+        assert parts[1].text + parts[2].text == thoughts[0]
+        assert [part.text for part in parts[3:]] == [part.text for part in same if isinstance(part, Text)][2:]
+    assert not list(source.images())
+    with pytest.raises(ValueError, match=r"in_words needs thinks=True and one of the tasks .*, got thinks=False and"):
+        replace(seeing, in_words=True, thinks=False)
+    with pytest.raises(ValueError, match=r"in_words needs .*, got thinks=True and 'text_to_image'"):
+        replace(seeing, in_words=True, task="text_to_image")
 
 
 @pytest.mark.parametrize("task", ["question_answering", "interleaved"])

@@ -21,18 +21,19 @@ def test_objects_stand_from_left_to_right() -> None:
     assert layout_text(Scene((), "black")) == "on black"
 
 
+def test_another_order_can_be_given() -> None:
+    told = layout_text(SCENE, order=(0, 2, 1))
+    assert told == "f7 large blue star, h1 medium red circle, c3 small red circle, on beige"
+
+
 @pytest.mark.parametrize(
     ("about", "first"),
     [
         ("a blue star below two red circles", "f7 large blue star, c3 small red circle, h1 medium red circle"),
         ("two red circles and a blue star", "c3 small red circle, h1 medium red circle, f7 large blue star"),
-        ("what is right of the blue star?", "f7 large blue star, c3 small red circle"),
-        ("Is the star larger than the medium red circle?", "f7 large blue star, h1 medium red circle"),
-        ("What color is the circle in the top right?", "h1 medium red circle, c3 small red circle"),
-        ("Where is the blue object relative to the small circle?", "f7 large blue star, c3 small red circle"),
     ],
 )
-def test_what_a_text_is_about_stands_first_in_its_order(about: str, first: str) -> None:
+def test_what_a_caption_is_about_stands_first_in_its_order(about: str, first: str) -> None:
     assert layout_text(SCENE, about).startswith(first)
 
 

@@ -6,12 +6,12 @@ Squares are those of a chessboard, ``a`` to ``h`` from left to right and ``1`` t
 """
 
 import re
+from collections.abc import Sequence
 
-from diptych.scenes.phrases import referents, type_name
+from diptych.scenes.phrases import type_name
 from diptych.scenes.scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, SceneObject
 
 SQUARES_PER_SIDE = 8
-_FORMS = ("shape", "color", "size shape", "size color", "size type", "place shape", "place color", "place type")
 _COLUMNS = "abcdefgh"
 _OBJECT = re.compile(
     rf"([{_COLUMNS}])([1-{SQUARES_PER_SIDE}]) ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"
@@ -19,24 +19,31 @@ _OBJECT = re.compile(
 _BACKGROUND = re.compile(rf"on ({'|'.join(BACKGROUNDS)})")
 
 
-def layout_text(scene: Scene, about: str = "") -> str:
-    """The layout of a scene: first the objects that a text is about, in its order, then the others from left to right.
+def layout_text(scene: Scene, about: str = "", order: Sequence[int] | None = None) -> str:
+    """The layout of a scene: first the objects that a caption is about, in its order, then the others as they are read.
 
     Args:
-        about: a caption ("a red circle left of a star"), an instruction or a question ("Is the circle left of the
-            star?"); it names objects by type, or after "the" by any phrase that fits one alone.
+        about: a caption such as "a red circle left of a star", which names objects by type.
+        order: indices of all objects, where another order is wanted.
     """
-    names = [referents(scene, form) for form in _FORMS] if "the " in about else []
 
-    def order(index: int) -> tuple[int, float, float]:
-        item = scene.objects[index]
-        phrases = [type_name(item.type), *(f"the {known[index]}" for known in names if index in known)]
-        places = [at for phrase in phrases if (at := about.find(phrase)) >= 0]
-        return (min(places, default=len(about)), item.x, item.y)
+    def first_named(index: int) -> int:
+        at = about.find(type_name(scene.objects[index].type))
+        return at if at >= 0 else len(about)
 
-    items = [scene.objects[index] for index in sorted(range(len(scene.objects)), key=order)]
-    told = [f"{square_of(item)} {item.size} {type_name(item.type)}" for item in items]
-    return ", ".join([*told, f"on {scene.background}"])
+    if order is None:
+        order = sorted(reading_order(scene), key=first_named)
+    return ", ".join([*(object_text(scene.objects[index]) for index in order), f"on {scene.background}"])
+
+
+def reading_order(scene: Scene) -> list[int]:
+    """Objects from left to right, by index."""
+    return sorted(range(len(scene.objects)), key=lambda index: (scene.objects[index].x, scene.objects[index].y))
+
+
+def object_text(item: SceneObject) -> str:
+    """``c3 small red circle``."""
+    return f"{square_of(item)} {item.size} {type_name(item.type)}"
 
 
 def square_of(item: SceneObject) -> str:

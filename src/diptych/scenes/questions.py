@@ -7,6 +7,7 @@ are named so that exactly one fits; relations are those of the benchmark's rule 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -50,6 +51,8 @@ class Question:
     answer: str
     kind: str
     choices: tuple[str, ...]
+    about: tuple[tuple[int, ...], ...] = ()
+    """For each thing that the question speaks of, the objects that it can mean."""
 
 
 def question(
@@ -70,12 +73,14 @@ def question(
     for candidate in [kind] if kind is not None else weighted_order(rng, QUESTION_KINDS, _EAGERNESS):
         built = _BUILDERS[candidate](scene, rng, types)
         if built is not None:
-            return Question(built[0], built[1], candidate, built[2])
+            text, answer, choices, about = built
+            return Question(text, answer, candidate, choices, about)
     raise ValueError(f"question: this scene of {len(scene.objects)} object(s) allows no question of kind {kind!r}.")
 
 
-Built = tuple[str, str, tuple[str, ...]] | None
-"""Text, answer and choices, or ``None`` where the scene does not allow the kind."""
+About: TypeAlias = tuple[tuple[int, ...], ...]
+Built: TypeAlias = tuple[str, str, tuple[str, ...], About] | None
+"""Text, answer, choices and what the question is about, or ``None`` where the scene does not allow the kind."""
 
 
 def _existence(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> Built:
@@ -92,7 +97,13 @@ def _existence(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectTyp
         if found is None:
             return None
         phrase = found
-    return f"Is there {with_article(phrase)}?", answer, YES_NO
+    return f"Is there {with_article(phrase)}?", answer, YES_NO, (_matching(scene, phrase, (form,)),)
+
+
+def _matching(scene: Scene, phrase: str, forms: Sequence[str] = ("shape", "color", "type")) -> tuple[int, ...]:
+    """The objects that a phrase of one of the forms describes; ``object`` is any."""
+    found = [any(describe(item, form) == phrase for form in forms) for item in scene.objects]
+    return tuple(index for index, fits in enumerate(found) if fits or phrase == "object")
 
 
 def _absent_phrase(scene: Scene, form: str, rng: np.random.Generator, types: Sequence[ObjectType]) -> str:
@@ -123,7 +134,7 @@ def _attribute(
             names = referents(scene, form)
             if names:
                 index = pick(rng, list(names))
-                return wording.format(names[index]), getattr(scene.objects[index], attribute), choices
+                return wording.format(names[index]), getattr(scene.objects[index], attribute), choices, ((index,),)
         return None
 
     return build
@@ -150,7 +161,8 @@ def _count(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) 
         if left < 0:
             chosen = number
             break
-    return f"How many {plural(pick(rng, nouns[chosen]))} are there?", str(chosen), COUNTS
+    noun = pick(rng, nouns[chosen])
+    return f"How many {plural(noun)} are there?", str(chosen), COUNTS, (_matching(scene, noun),)
 
 
 def _place(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> Built:
@@ -158,20 +170,20 @@ def _place(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) 
         names = referents(scene, form)
         if names:
             index = pick(rng, list(names))
-            return f"Where is the {names[index]}?", place_of(scene.objects[index]), PLACES
+            return f"Where is the {names[index]}?", place_of(scene.objects[index]), PLACES, ((index,),)
     return None
 
 
 def _named_pair(
     scene: Scene, rng: np.random.Generator, accept: Callable[[SceneObject, SceneObject], bool]
-) -> tuple[SceneObject, SceneObject, str, str] | None:
-    """Two objects that ``accept`` takes and that have unambiguous names, in random order."""
+) -> tuple[SceneObject, SceneObject, str, str, About] | None:
+    """Two objects that ``accept`` takes and that have unambiguous names, in random order; their indices last."""
     for form in (*shuffled(rng, ("type", "shape")), "size type"):
         names = referents(scene, form)
         pairs = [(i, j) for i in names for j in names if i != j and accept(scene.objects[i], scene.objects[j])]
         if pairs:
             i, j = pick(rng, pairs)
-            return scene.objects[i], scene.objects[j], names[i], names[j]
+            return scene.objects[i], scene.objects[j], names[i], names[j], ((i,), (j,))
     return None
 
 
@@ -188,16 +200,16 @@ def _where(scene: Scene, rng: np.random.Generator) -> Built:
     pair = _named_pair(scene, rng, lambda a, b: len(relations_of(a, b)) == 1)
     if pair is None:
         return None
-    item, other, name, other_name = pair
+    item, other, name, other_name, about = pair
     answer = DIRECTIONS[relations_of(item, other)[0]]
-    return f"Where is the {name} relative to the {other_name}?", answer, tuple(DIRECTIONS.values())
+    return f"Where is the {name} relative to the {other_name}?", answer, tuple(DIRECTIONS.values()), about
 
 
 def _is_it_there(scene: Scene, rng: np.random.Generator) -> Built:
     pair = _named_pair(scene, rng, lambda a, b: len(relations_of(a, b)) > 0)
     if pair is None:
         return None
-    item, other, name, other_name = pair
+    item, other, name, other_name, about = pair
     relations = relations_of(item, other)
     answer = pick(rng, YES_NO)
     if answer == "yes":
@@ -206,7 +218,7 @@ def _is_it_there(scene: Scene, rng: np.random.Generator) -> Built:
         relation = OPPOSITE[pick(rng, relations)]
     else:
         relation = pick(rng, [r for r in RELATIONS if r not in relations])
-    return f"Is the {name} {relation} the {other_name}?", answer, YES_NO
+    return f"Is the {name} {relation} the {other_name}?", answer, YES_NO, about
 
 
 def _comparison(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> Built:
@@ -221,21 +233,22 @@ def _compare_sizes(scene: Scene, rng: np.random.Generator) -> Built:
     pair = _named_pair(scene, rng, lambda a, b: a.size != b.size)
     if pair is None or pair[2].startswith(SIZES):  # a name that tells the size would give the answer away
         return None
-    item, other, name, other_name = pair
+    item, other, name, other_name, about = pair
     word = pick(rng, ("larger", "smaller"))
     is_larger = SIZES.index(item.size) > SIZES.index(other.size)
-    return f"Is the {name} {word} than the {other_name}?", YES_NO[int(is_larger != (word == "larger"))], YES_NO
+    answer = YES_NO[int(is_larger != (word == "larger"))]
+    return f"Is the {name} {word} than the {other_name}?", answer, YES_NO, about
 
 
 def _which_is_larger(scene: Scene, rng: np.random.Generator) -> Built:
     pair = _named_pair(scene, rng, lambda a, b: a.size != b.size)
     if pair is None or pair[2].startswith(SIZES):  # a name that tells the size would give the answer away
         return None
-    item, other, name, other_name = pair
+    item, other, name, other_name, about = pair
     word = pick(rng, ("larger", "smaller"))
     is_larger = SIZES.index(item.size) > SIZES.index(other.size)
     answer = name if is_larger == (word == "larger") else other_name
-    return f"Which is {word}, the {name} or the {other_name}?", answer, (name, other_name)
+    return f"Which is {word}, the {name} or the {other_name}?", answer, (name, other_name), about
 
 
 def _compare_counts(scene: Scene, rng: np.random.Generator) -> Built:
@@ -248,8 +261,9 @@ def _compare_counts(scene: Scene, rng: np.random.Generator) -> Built:
     more, fewer = pick(rng, pairs)
     answer = pick(rng, YES_NO)
     first, second = (more, fewer) if answer == "yes" else (fewer, more)
-    names = [plural(word if attribute == "shape" else f"{word} object") for word in (first, second)]
-    return f"Are there more {names[0]} than {names[1]}?", answer, YES_NO
+    nouns = [word if attribute == "shape" else f"{word} object" for word in (first, second)]
+    about = tuple(_matching(scene, noun) for noun in nouns)
+    return f"Are there more {plural(nouns[0])} than {plural(nouns[1])}?", answer, YES_NO, about
 
 
 def _compare_attribute(scene: Scene, rng: np.random.Generator) -> Built:
@@ -266,7 +280,7 @@ def _compare_attribute(scene: Scene, rng: np.random.Generator) -> Built:
         return None
     answer = pick(rng, YES_NO)
     i, j = pick(rng, by_answer[answer])
-    return f"Are the {names[i]} and the {names[j]} the same {attribute}?", answer, YES_NO
+    return f"Are the {names[i]} and the {names[j]} the same {attribute}?", answer, YES_NO, ((i,), (j,))
 
 
 _BUILDERS: dict[str, Callable[[Scene, np.random.Generator, Sequence[ObjectType]], Built]] = {

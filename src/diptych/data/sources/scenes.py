@@ -7,7 +7,7 @@ Images are lazy and are drawn when they are read.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
@@ -27,6 +27,7 @@ from diptych.scenes.questions import QUESTION_KINDS, TRAINING_QUESTION_KINDS, Qu
 from diptych.scenes.sample import MAX_OBJECTS
 from diptych.scenes.scene import ObjectType, Scene
 from diptych.scenes.split import SPLITS, Split, may_follow, split_scene, types_of_split
+from diptych.scenes.thoughts import composition_thought, edit_thought, question_thought
 
 SceneTask: TypeAlias = Literal[
     "text_to_image", "image_to_text", "question_answering", "image_edit", "multi_reference", "interleaved"
@@ -41,6 +42,9 @@ DESCRIBE_PROMPTS = {
     "layout": "Where are the objects?",
 }
 """What is asked for each style of caption in ``image_to_text``."""
+
+_TASKS_IN_WORDS: tuple[SceneTask, ...] = ("question_answering", "image_edit", "multi_reference")
+"""Tasks in which pictures are looked at, and more is done than to describe them."""
 
 Made = TypeVar("Made", Question, Edit)
 
@@ -83,8 +87,13 @@ class ScenesSource:
     edits_per_scene: int = 2
     """Different edits of each scene over all epochs; each is also used backwards. More edits are more pictures."""
     thinks: bool = False
-    """Before a picture is drawn or described, or the first question about one is answered, its layout
-    (`diptych.scenes.layouts`) is written as a thought, which is learnt too."""
+    """Before a picture is drawn or described, or a question about one is answered, a thought is written, which is
+    learnt too: the layout of what is to be drawn (`diptych.scenes.layouts`), or what is seen and what follows from it
+    (`diptych.scenes.thoughts`); what an earlier thought has told is not told again."""
+    in_words: bool = False
+    """No picture is shown or drawn. What is to be seen is told at the start of the thought and is not learnt, so that
+    answers, edits and compositions are learnt as steps from words to words, in a fraction of the time. Needs
+    ``thinks``."""
     answer_weight: float = 1.0
     """Factor on the loss of answers to questions. Behind a layout of thirty tokens a *yes* is all that tells whether it
     was understood, and would be a thirtieth of the example's loss."""
@@ -105,6 +114,11 @@ class ScenesSource:
         ):
             if not kinds or not set(kinds) <= set(all_kinds):
                 raise ValueError(f"ScenesSource.{kinds_name} must be among {', '.join(all_kinds)}, got {kinds}.")
+        if self.in_words and not (self.thinks and self.task in _TASKS_IN_WORDS):
+            raise ValueError(
+                f"ScenesSource.in_words needs thinks=True and one of the tasks {', '.join(_TASKS_IN_WORDS)}, got "
+                f"thinks={self.thinks} and {self.task!r}."
+            )
         least_objects = 2 if self.split == "test" else 1
         for name, number, low, high in (
             ("num_scenes", self.num_scenes, 1, None),
@@ -161,7 +175,7 @@ class SceneExamples:
 
     def images(self) -> Iterator[LazyImage]:
         """Every picture that the examples of any epoch show, in a fixed order; some come several times."""
-        for index in range(len(self)):
+        for index in range(0 if self.config.in_words else len(self)):
             if self.config.task == "multi_reference":
                 example = self.example(index, 0)
                 yield from (part.image for part in example.parts if not isinstance(part, Text))  # type: ignore[misc]
@@ -205,14 +219,26 @@ class SceneExamples:
         scene = self.scene(index)
         words, style = self._caption(scene, self._words(index, epoch))
         metadata = self._metadata(scene, kind=style, program=scene_program(scene))
-        parts: tuple[Part, ...] = (Text(words), *self._thought(scene, words), ImageOut(self._image(scene)))
+        thought = self._thought("", layout_text(scene, words))
+        parts: tuple[Part, ...] = (Text(words), *thought, ImageOut(self._image(scene)))
         return Example(parts, self._name(index), metadata=metadata)
 
-    def _thought(self, scene: Scene, request: str) -> tuple[Text, ...]:
-        """The layout of what is drawn or asked about, if it is to be written first."""
+    def _thought(self, seen: str, then: str = "") -> tuple[Text, ...]:
+        """A thought, if there is to be one: what is seen, which is given and not learnt ``in_words``, and the rest."""
         if not self.config.thinks:
             return ()
-        return (Text(layout_text(scene, request), role="assistant", is_target=True, is_thought=True),)
+        learnt = Text(then, role="assistant", is_target=True, is_thought=True)
+        if not (self.config.in_words and seen):
+            return (replace(learnt, text="; ".join(filter(None, (seen, then)))),)
+        return replace(learnt, text=f"{seen};", is_target=False), replace(learnt, text=f" {then}")
+
+    def _shown(self, *scenes: Scene) -> tuple[ImageIn, ...]:
+        """The pictures of scenes, unless they are told in words."""
+        return () if self.config.in_words else tuple(ImageIn(self._image(scene)) for scene in scenes)
+
+    def _drawn(self, scene: Scene) -> tuple[ImageOut, ...]:
+        """The picture of a scene that is asked for, unless it is told in words."""
+        return () if self.config.in_words else (ImageOut(self._image(scene)),)
 
     def _image_to_text(self, index: int, epoch: int) -> Example:
         scene = self.scene(index)
@@ -220,7 +246,7 @@ class SceneExamples:
         parts: tuple[Part, ...] = (
             ImageIn(self._image(scene)),
             Text(DESCRIBE_PROMPTS[style]),
-            *self._thought(scene, ""),
+            *self._thought(layout_text(scene)),
             Text(words, role="assistant", is_target=True),
         )
         return Example(parts, self._name(index), metadata=self._metadata(scene, kind=style, answer=words))
@@ -234,12 +260,12 @@ class SceneExamples:
         turns = [
             (
                 Text(one.text),
-                *(() if turn else self._thought(scene, one.text)),
+                *self._thought(*question_thought(scene, one, is_seen=turn > 0)),
                 Text(one.answer, role="assistant", is_target=True, weight=self.config.answer_weight),
             )
             for turn, one in enumerate(asked)
         ]
-        parts: tuple[Part, ...] = (ImageIn(self._image(scene)), *(part for turn in turns for part in turn))
+        parts: tuple[Part, ...] = (*self._shown(scene), *(part for turn in turns for part in turn))
         first = asked[0]
         metadata = self._metadata(scene, kind=first.kind, answer=first.answer, choices=list(first.choices))
         if len(asked) > 1:
@@ -279,10 +305,10 @@ class SceneExamples:
     def _image_edit(self, index: int, epoch: int) -> Example:
         made = self.edit(index, epoch)
         parts: tuple[Part, ...] = (
-            ImageIn(self._image(made.source)),
+            *self._shown(made.source),
             Text(made.instruction),
-            *self._thought(made.target, made.instruction),
-            ImageOut(self._image(made.target)),
+            *self._thought(*edit_thought(made)),
+            *self._drawn(made.target),
         )
         metadata = self._metadata(
             made.target, kind=made.kind, source=made.source.to_dict(), program=scene_program(made.target)
@@ -292,10 +318,10 @@ class SceneExamples:
     def _multi_reference(self, index: int, epoch: int) -> Example:
         made = composition(self._generator(_COMPOSITION_STREAM, index), split=self.config.split)
         parts: tuple[Part, ...] = (
-            *(ImageIn(self._image(scene)) for scene in made.references),
+            *self._shown(*made.references),
             Text(made.instruction),
-            *self._thought(made.target, made.instruction),
-            ImageOut(self._image(made.target)),
+            *self._thought(*composition_thought(made)),
+            *self._drawn(made.target),
         )
         references = [scene.to_dict() for scene in made.references]
         metadata = self._metadata(made.target, kind=made.kind, references=references, program=made.program)
@@ -309,13 +335,13 @@ class SceneExamples:
         asked = question(made.target, rng, types=types_of_split(self.config.split))
         parts: tuple[Part, ...] = (
             Text(words),
-            *self._thought(made.source, words),
+            *self._thought("", layout_text(made.source, words)),
             ImageOut(self._image(made.source)),
             Text(made.instruction),
-            *self._thought(made.target, made.instruction),
+            *self._thought(*edit_thought(made)),
             ImageOut(self._image(made.target)),
             Text(asked.text),
-            *self._thought(made.target, asked.text),
+            *self._thought(*question_thought(made.target, asked)),
             Text(asked.answer, role="assistant", is_target=True, weight=self.config.answer_weight),
         )
         metadata = self._metadata(
