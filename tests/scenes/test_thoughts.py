@@ -6,12 +6,14 @@ from diptych.scenes.edits import EDIT_KINDS, edit
 from diptych.scenes.layouts import layout_text, parse_layout, square_of
 from diptych.scenes.questions import TRAINING_QUESTION_KINDS, question
 from diptych.scenes.relations import relations_of
+from diptych.scenes.rules import RELATIONS
 from diptych.scenes.sample import sample_scene
 from diptych.scenes.thoughts import NOTHING, composition_thought, edit_thought, question_thought
 
 
-def groups_of(text: str) -> list[list[str]]:
-    return [[] if group == NOTHING else group.split(", ") for group in text.split("; ")]
+def mentions_of(text: str) -> list[tuple[str, list[str]]]:
+    told = [mention.split(": ") for mention in text.split("; ")]
+    return [(phrase, [] if objects == NOTHING else objects.split(", ")) for phrase, objects in told]
 
 
 def answer_from(text: str, groups: list[list[str]], choices: tuple[str, ...], scene) -> str:
@@ -45,16 +47,19 @@ def test_a_question_is_answered_by_the_objects_that_it_speaks_of(kind: str) -> N
             continue  # the scene allows no such question
         seen, then = question_thought(scene, asked)
         assert seen == layout_text(scene) and question_thought(scene, asked, is_seen=True) == ("", then)
-        groups = groups_of(then)
+        told = mentions_of(then)
+        groups = [objects for _, objects in told]
+        places = [asked.text.find(phrase) for phrase, _ in told]
+        assert min(places) > 0 and places == sorted(places)
         assert all(entry in seen.split(", ") for group in groups for entry in group)
         if kind not in ("relation", "place"):
             assert answer_from(asked.text, groups, asked.choices, scene) == asked.answer, (asked, then)
         elif kind == "relation":
-            item, other = (scene.objects[index] for (index,) in asked.about)
+            item, other = (scene.objects[mention.objects[0]] for mention in asked.about)
             assert [square_of(item), square_of(other)] == [group[0].split(" ")[0] for group in groups]
-            told = [r for r in ("left of", "right of", "above", "below") if r.split(" ")[0] in asked.text.split(" ")]
-            if told:
-                assert asked.answer == ("yes" if told[0] in relations_of(item, other) else "no")
+            named = [relation for relation in RELATIONS if f" {relation} the " in asked.text]
+            if named:
+                assert asked.answer == ("yes" if named[0] in relations_of(item, other) else "no")
 
 
 @pytest.mark.parametrize("kind", EDIT_KINDS)
@@ -69,9 +74,13 @@ def test_an_edit_changes_what_it_is_about_and_copies_the_rest_in_its_order(kind:
         found += 1
         for way in (made, made.inverse):
             seen, then = edit_thought(way)
-            assert seen == layout_text(way.source)
-            before, after = seen.split(", "), then.split(", ")
+            *named, new, target = then.split("; ")
+            assert seen == layout_text(way.source) and len(named) == len(way.about)
+            assert all(f"the {mention.split(': ')[0]}" in way.instruction for mention in named)
+            before, after = seen.split(", "), target.split(", ")
             assert sorted(after) == sorted(layout_text(way.target).split(", "))
+            assert [entry for entry in after if entry in new.split(", ")] or new == NOTHING
+            assert set(after) - set(before) <= set(new.split(", "))
             if way.kind == "remove":
                 assert [entry for entry in before if entry in after] == after and len(after) == len(before) - 1
             elif way.kind == "add":

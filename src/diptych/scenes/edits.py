@@ -13,6 +13,7 @@ import numpy as np
 
 from diptych.scenes.phrases import (
     PLACE_PHRASES,
+    Mention,
     in_place,
     pick,
     place_of,
@@ -74,6 +75,8 @@ class Edit:
     """Where the instruction wants the changed object, as a third of the picture."""
     relation: tuple[str, int] | None = None
     """Or by a relation to object ``index`` of the target."""
+    about: tuple[Mention, ...] = ()
+    """Objects of the source that the instruction names, in its order."""
     inverse: "Edit | None" = None
     """Leads from the target back to exactly the source; ``None`` only in an edit that is itself an inverse."""
 
@@ -180,12 +183,15 @@ def _addition(source: Scene, target: Scene, index: int, rng: np.random.Generator
     place, relation, name = _wanted_place(target, index, rng, None)
     where = f"{relation[0]} the {name}" if relation is not None else PLACE_PHRASES[str(place)]
     words = _say(rng, "add", with_article(f"{item.size} {item.color} {item.shape}"), where)
-    return Edit("add", words, source, target, (), (index,), place, relation)
+    about = () if relation is None else (Mention(str(name), (relation[1] - (relation[1] > index),)),)
+    return Edit("add", words, source, target, (), (index,), place, relation, about)
 
 
 def _removal(source: Scene, target: Scene, index: int, rng: np.random.Generator) -> Edit | None:
     name = _name(source, index, rng)
-    return None if name is None else Edit("remove", _say(rng, "remove", name), source, target, (index,), ())
+    if name is None:
+        return None
+    return Edit("remove", _say(rng, "remove", name), source, target, (index,), (), about=(Mention(name, (index,)),))
 
 
 def _altered(
@@ -199,7 +205,7 @@ def _altered(
             return None
         value = getattr(after.objects[index], attribute)
         words = _say(rng, kind, name, with_article(value) if kind == "reshape" else value)
-        return Edit(kind, words, before, after, (index,), (index,))
+        return Edit(kind, words, before, after, (index,), (index,), about=(Mention(name, (index,)),))
 
     def build(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> Edit | None:
         if not scene.objects:
@@ -233,7 +239,12 @@ def _movement(source: Scene, target: Scene, index: int, rng: np.random.Generator
     if name is None or (place is None and relation is None):
         return None
     where = f"{relation[0]} the {other}" if relation is not None else _DESTINATIONS[str(place)]
-    return Edit("move", _say(rng, "move", name, where), source, target, (index,), (index,), place, relation)
+    about = [Mention(name, (index,))]
+    if relation is not None:
+        about.append(Mention(str(other), (relation[1],)))
+    return Edit(
+        "move", _say(rng, "move", name, where), source, target, (index,), (index,), place, relation, tuple(about)
+    )
 
 
 def _swap(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> Edit | None:
@@ -248,11 +259,12 @@ def _swap(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -
     target = _with_object(target, j, replace(second, x=first.x, y=first.y))
 
     def say(before: Scene, after: Scene) -> Edit | None:
-        names = [refer(before, i, ("type", "size type")), refer(before, j, ("type", "size type"))]
-        if None in names:
+        names = {index: refer(before, index, ("type", "size type")) for index in (i, j)}
+        if None in names.values():
             return None
-        words = _say(rng, "swap", *shuffled(rng, [str(name) for name in names]))
-        return Edit("swap", words, before, after, (i, j), (i, j))
+        about = tuple(Mention(str(names[index]), (index,)) for index in shuffled(rng, (i, j)))
+        words = _say(rng, "swap", *(mention.phrase for mention in about))
+        return Edit("swap", words, before, after, (i, j), (i, j), about=about)
 
     return _pair(say(scene, target), say(target, scene))
 

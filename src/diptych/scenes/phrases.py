@@ -1,7 +1,7 @@
 """Words for objects, counts, places and relations, shared by captions, questions and edit instructions."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -33,6 +33,13 @@ RELATION_PHRASES = {
     "below": ("below", "under"),
 }
 """Spellings of each relation of the rule engine; the first is the one of the benchmark's prompts."""
+
+
+class Mention(NamedTuple):
+    """A phrase and the objects of a scene that it can mean."""
+
+    phrase: str
+    objects: tuple[int, ...]
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:

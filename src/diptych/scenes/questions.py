@@ -13,6 +13,7 @@ import numpy as np
 
 from diptych.scenes.phrases import (
     PLACES,
+    Mention,
     describe,
     pick,
     place_of,
@@ -51,8 +52,8 @@ class Question:
     answer: str
     kind: str
     choices: tuple[str, ...]
-    about: tuple[tuple[int, ...], ...] = ()
-    """For each thing that the question speaks of, the objects that it can mean."""
+    about: tuple[Mention, ...] = ()
+    """What the question speaks of, in its order."""
 
 
 def question(
@@ -78,8 +79,7 @@ def question(
     raise ValueError(f"question: this scene of {len(scene.objects)} object(s) allows no question of kind {kind!r}.")
 
 
-About: TypeAlias = tuple[tuple[int, ...], ...]
-Built: TypeAlias = tuple[str, str, tuple[str, ...], About] | None
+Built: TypeAlias = tuple[str, str, tuple[str, ...], tuple[Mention, ...]] | None
 """Text, answer, choices and what the question is about, or ``None`` where the scene does not allow the kind."""
 
 
@@ -97,13 +97,13 @@ def _existence(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectTyp
         if found is None:
             return None
         phrase = found
-    return f"Is there {with_article(phrase)}?", answer, YES_NO, (_matching(scene, phrase, (form,)),)
+    return f"Is there {with_article(phrase)}?", answer, YES_NO, (_mention(scene, phrase, (form,)),)
 
 
-def _matching(scene: Scene, phrase: str, forms: Sequence[str] = ("shape", "color", "type")) -> tuple[int, ...]:
+def _mention(scene: Scene, phrase: str, forms: Sequence[str] = ("shape", "color", "type")) -> Mention:
     """The objects that a phrase of one of the forms describes; ``object`` is any."""
     found = [any(describe(item, form) == phrase for form in forms) for item in scene.objects]
-    return tuple(index for index, fits in enumerate(found) if fits or phrase == "object")
+    return Mention(phrase, tuple(index for index, fits in enumerate(found) if fits or phrase == "object"))
 
 
 def _absent_phrase(scene: Scene, form: str, rng: np.random.Generator, types: Sequence[ObjectType]) -> str:
@@ -134,7 +134,12 @@ def _attribute(
             names = referents(scene, form)
             if names:
                 index = pick(rng, list(names))
-                return wording.format(names[index]), getattr(scene.objects[index], attribute), choices, ((index,),)
+                return (
+                    wording.format(names[index]),
+                    getattr(scene.objects[index], attribute),
+                    choices,
+                    (Mention(names[index], (index,)),),
+                )
         return None
 
     return build
@@ -162,7 +167,7 @@ def _count(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) 
             chosen = number
             break
     noun = pick(rng, nouns[chosen])
-    return f"How many {plural(noun)} are there?", str(chosen), COUNTS, (_matching(scene, noun),)
+    return f"How many {plural(noun)} are there?", str(chosen), COUNTS, (_mention(scene, noun),)
 
 
 def _place(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> Built:
@@ -170,20 +175,25 @@ def _place(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) 
         names = referents(scene, form)
         if names:
             index = pick(rng, list(names))
-            return f"Where is the {names[index]}?", place_of(scene.objects[index]), PLACES, ((index,),)
+            return (
+                f"Where is the {names[index]}?",
+                place_of(scene.objects[index]),
+                PLACES,
+                (Mention(names[index], (index,)),),
+            )
     return None
 
 
 def _named_pair(
     scene: Scene, rng: np.random.Generator, accept: Callable[[SceneObject, SceneObject], bool]
-) -> tuple[SceneObject, SceneObject, str, str, About] | None:
-    """Two objects that ``accept`` takes and that have unambiguous names, in random order; their indices last."""
+) -> tuple[SceneObject, SceneObject, tuple[Mention, Mention]] | None:
+    """Two objects that ``accept`` takes and that have unambiguous names, in random order."""
     for form in (*shuffled(rng, ("type", "shape")), "size type"):
         names = referents(scene, form)
         pairs = [(i, j) for i in names for j in names if i != j and accept(scene.objects[i], scene.objects[j])]
         if pairs:
             i, j = pick(rng, pairs)
-            return scene.objects[i], scene.objects[j], names[i], names[j], ((i,), (j,))
+            return scene.objects[i], scene.objects[j], (Mention(names[i], (i,)), Mention(names[j], (j,)))
     return None
 
 
@@ -200,7 +210,8 @@ def _where(scene: Scene, rng: np.random.Generator) -> Built:
     pair = _named_pair(scene, rng, lambda a, b: len(relations_of(a, b)) == 1)
     if pair is None:
         return None
-    item, other, name, other_name, about = pair
+    item, other, about = pair
+    name, other_name = (mention.phrase for mention in about)
     answer = DIRECTIONS[relations_of(item, other)[0]]
     return f"Where is the {name} relative to the {other_name}?", answer, tuple(DIRECTIONS.values()), about
 
@@ -209,7 +220,8 @@ def _is_it_there(scene: Scene, rng: np.random.Generator) -> Built:
     pair = _named_pair(scene, rng, lambda a, b: len(relations_of(a, b)) > 0)
     if pair is None:
         return None
-    item, other, name, other_name, about = pair
+    item, other, about = pair
+    name, other_name = (mention.phrase for mention in about)
     relations = relations_of(item, other)
     answer = pick(rng, YES_NO)
     if answer == "yes":
@@ -231,9 +243,10 @@ def _comparison(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectTy
 
 def _compare_sizes(scene: Scene, rng: np.random.Generator) -> Built:
     pair = _named_pair(scene, rng, lambda a, b: a.size != b.size)
-    if pair is None or pair[2].startswith(SIZES):  # a name that tells the size would give the answer away
+    if pair is None or pair[2][0].phrase.startswith(SIZES):  # a name that tells the size would give the answer away
         return None
-    item, other, name, other_name, about = pair
+    item, other, about = pair
+    name, other_name = (mention.phrase for mention in about)
     word = pick(rng, ("larger", "smaller"))
     is_larger = SIZES.index(item.size) > SIZES.index(other.size)
     answer = YES_NO[int(is_larger != (word == "larger"))]
@@ -242,9 +255,10 @@ def _compare_sizes(scene: Scene, rng: np.random.Generator) -> Built:
 
 def _which_is_larger(scene: Scene, rng: np.random.Generator) -> Built:
     pair = _named_pair(scene, rng, lambda a, b: a.size != b.size)
-    if pair is None or pair[2].startswith(SIZES):  # a name that tells the size would give the answer away
+    if pair is None or pair[2][0].phrase.startswith(SIZES):  # a name that tells the size would give the answer away
         return None
-    item, other, name, other_name, about = pair
+    item, other, about = pair
+    name, other_name = (mention.phrase for mention in about)
     word = pick(rng, ("larger", "smaller"))
     is_larger = SIZES.index(item.size) > SIZES.index(other.size)
     answer = name if is_larger == (word == "larger") else other_name
@@ -262,7 +276,7 @@ def _compare_counts(scene: Scene, rng: np.random.Generator) -> Built:
     answer = pick(rng, YES_NO)
     first, second = (more, fewer) if answer == "yes" else (fewer, more)
     nouns = [word if attribute == "shape" else f"{word} object" for word in (first, second)]
-    about = tuple(_matching(scene, noun) for noun in nouns)
+    about = tuple(_mention(scene, noun) for noun in nouns)
     return f"Are there more {plural(nouns[0])} than {plural(nouns[1])}?", answer, YES_NO, about
 
 
@@ -280,7 +294,12 @@ def _compare_attribute(scene: Scene, rng: np.random.Generator) -> Built:
         return None
     answer = pick(rng, YES_NO)
     i, j = pick(rng, by_answer[answer])
-    return f"Are the {names[i]} and the {names[j]} the same {attribute}?", answer, YES_NO, ((i,), (j,))
+    return (
+        f"Are the {names[i]} and the {names[j]} the same {attribute}?",
+        answer,
+        YES_NO,
+        tuple(Mention(names[at], (at,)) for at in (i, j)),
+    )
 
 
 _BUILDERS: dict[str, Callable[[Scene, np.random.Generator, Sequence[ObjectType]], Built]] = {

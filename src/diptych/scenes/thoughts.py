@@ -1,11 +1,13 @@
 """What may be thought about pictures that are looked at: first what is seen, then what follows from it.
 
-    c2 small pink circle, f5 large pink ring, on gray; c2 small pink circle; f5 large pink ring      (a question)
-    c2 small pink circle, f5 large pink ring, on gray; c2 small pink circle, b7 large pink ring, on gray    (an edit)
+    Are there more circles than rings?
+    c2 small pink circle, f5 large pink ring, on gray; circle: c2 small pink circle; ring: f5 large pink ring
+    make the circle blue
+    c2 small pink circle, f5 large pink ring, on gray; circle: c2 small pink circle; c2 small blue circle; c2 small ...
 
-A picture is always read in the same order, whatever is asked, so that reading is one skill, learnt from every example;
-what is asked is then a step from words to words. The second step names, for each thing that a question speaks of, the
-objects that it can mean; or, for an edit, the target in the order of the source, so that all but one thing is copied.
+A picture is always read in the same order, whatever is asked, so that reading is one skill, learnt from every example.
+What is asked are then steps from words to words: for each thing that is spoken of, the objects that it can mean; for an
+edit, what is new; and the target in the order of the source, so that all but what is new is copied.
 """
 
 from collections.abc import Sequence
@@ -13,11 +15,12 @@ from collections.abc import Sequence
 from diptych.scenes.compose import Composition
 from diptych.scenes.edits import Edit
 from diptych.scenes.layouts import layout_text, object_text, reading_order
+from diptych.scenes.phrases import Mention
 from diptych.scenes.questions import Question
 from diptych.scenes.scene import Scene
 
 NOTHING = "no object"
-"""Stands where a question speaks of something that is not there."""
+"""Stands where what is spoken of is not there, and where nothing is new."""
 
 
 def question_thought(scene: Scene, question: Question, is_seen: bool = False) -> tuple[str, str]:
@@ -26,19 +29,21 @@ def question_thought(scene: Scene, question: Question, is_seen: bool = False) ->
     Args:
         is_seen: an earlier thought has told what is seen; the first text is empty then.
     """
-    order = reading_order(scene)
-    groups = [[index for index in order if index in group] for group in question.about]
-    return "" if is_seen else layout_text(scene), "; ".join(_objects_text(scene, group) for group in groups)
+    seen = "" if is_seen else layout_text(scene)
+    return seen, "; ".join(_mention_text(scene, mention) for mention in question.about)
 
 
 def edit_thought(made: Edit) -> tuple[str, str]:
-    """What is seen, and the target: what stays in the order of the source, what is new at the end."""
+    """What is seen; then the objects that are named, those that are new, and the target: what stays in the order of the
+    source, what is altered in its place there, what is added at the end."""
     places = dict(made.kept())
     if len(made.changed_source) == len(made.changed_target):
         places |= dict(zip(made.changed_source, made.changed_target, strict=True))
     after = [places[index] for index in reading_order(made.source) if index in places]
     added = [index for index in range(len(made.target.objects)) if index not in after]
-    return layout_text(made.source), layout_text(made.target, order=[*after, *added])
+    steps = [_mention_text(made.source, mention) for mention in made.about]
+    steps += [_objects_text(made.target, [index for index in (*after, *added) if index in made.changed_target])]
+    return layout_text(made.source), "; ".join([*steps, layout_text(made.target, order=[*after, *added])])
 
 
 def composition_thought(made: Composition) -> tuple[str, str]:
@@ -47,5 +52,11 @@ def composition_thought(made: Composition) -> tuple[str, str]:
     return seen, layout_text(made.target, order=range(len(made.target.objects)))
 
 
+def _mention_text(scene: Scene, mention: Mention) -> str:
+    return f"{mention.phrase}: {_objects_text(scene, mention.objects)}"
+
+
 def _objects_text(scene: Scene, indices: Sequence[int]) -> str:
-    return ", ".join(object_text(scene.objects[index]) for index in indices) or NOTHING
+    """Some objects of a scene, as they are read."""
+    shown = [index for index in reading_order(scene) if index in indices]
+    return ", ".join(object_text(scene.objects[index]) for index in shown) or NOTHING
