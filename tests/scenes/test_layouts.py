@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from diptych.scenes.captions import caption
-from diptych.scenes.layouts import layout_text, parse_layout, square_of
+from diptych.scenes.layouts import layout_text, parse_layout, reading_text, square_of
 from diptych.scenes.sample import sample_scene
 from diptych.scenes.scene import Scene, SceneObject
 
@@ -19,6 +19,11 @@ SCENE = Scene(
 def test_objects_stand_from_left_to_right() -> None:
     assert layout_text(SCENE) == "c3 small red circle, f7 large blue star, h1 medium red circle, on beige"
     assert layout_text(Scene((), "black")) == "on black"
+
+
+def test_what_is_seen_has_every_square_before_and_behind_its_object() -> None:
+    assert reading_text(SCENE) == "c3 small red circle c3, f7 large blue star f7, h1 medium red circle h1, on beige"
+    assert caption(SCENE, np.random.default_rng(0), "layout") == reading_text(SCENE)
 
 
 def test_another_order_can_be_given() -> None:
@@ -46,9 +51,9 @@ def test_squares_are_eighths(x: float, y: float, square: str) -> None:
 
 def test_a_layout_is_read_back() -> None:
     rng = np.random.default_rng(0)
-    for _ in range(200):
+    for turn in range(200):
         scene = sample_scene(rng)
-        read = parse_layout(caption(scene, rng, "layout"))
+        read = parse_layout((layout_text if turn % 2 else reading_text)(scene))
         assert read is not None and read.background == scene.background
         told = sorted((o.size, o.color, o.shape, square_of(o)) for o in scene.objects)
         assert sorted((o.size, o.color, o.shape, square_of(o)) for o in read.objects) == told
@@ -60,7 +65,8 @@ def test_a_layout_is_read_back() -> None:
 @pytest.mark.parametrize(
     "text",
     ["", "red circle c3, on beige", "c3 small red circle", "c9 small red circle, on white",
-     "small red circle, on white", "c3 small red circle, on green", "c3 small red circle, on white, on white"],
+     "small red circle, on white", "c3 small red circle, on green", "c3 small red circle, on white, on white",
+     "c3 small red circle c4, on white"],
 )  # fmt: skip
 def test_anything_else_is_no_layout(text: str) -> None:
     assert parse_layout(text) is None

@@ -1,9 +1,11 @@
+import re
+
 import numpy as np
 import pytest
 
 from diptych.scenes.compose import composition
 from diptych.scenes.edits import EDIT_KINDS, edit
-from diptych.scenes.layouts import layout_text, parse_layout, square_of
+from diptych.scenes.layouts import layout_text, parse_layout, reading_text, square_of
 from diptych.scenes.questions import TRAINING_QUESTION_KINDS, question
 from diptych.scenes.relations import relations_of
 from diptych.scenes.rules import RELATIONS
@@ -12,8 +14,12 @@ from diptych.scenes.thoughts import NOTHING, composition_thought, edit_thought, 
 
 
 def mentions_of(text: str) -> list[tuple[str, list[str]]]:
-    told = [mention.split(": ") for mention in text.split("; ")]
-    return [(phrase, [] if objects == NOTHING else objects.split(", ")) for phrase, objects in told]
+    """Every phrase and the objects behind it, as a layout tells them."""
+    told = []
+    for mention in text.split("; "):
+        phrase, first, rest = re.match(rf"(.*?) ({NOTHING}|[a-h][1-8] [^,]*)(.*)", mention).groups()
+        told.append((phrase, [] if first == NOTHING else [first, *rest.split(", ")[1:]]))
+    return told
 
 
 def answer_from(text: str, groups: list[list[str]], choices: tuple[str, ...], scene) -> str:
@@ -46,12 +52,12 @@ def test_a_question_is_answered_by_the_objects_that_it_speaks_of(kind: str) -> N
         except ValueError:
             continue  # the scene allows no such question
         seen, then = question_thought(scene, asked)
-        assert seen == layout_text(scene) and question_thought(scene, asked, is_seen=True) == ("", then)
+        assert seen == reading_text(scene) and question_thought(scene, asked, is_seen=True) == ("", then)
         told = mentions_of(then)
         groups = [objects for _, objects in told]
         places = [asked.text.find(phrase) for phrase, _ in told]
         assert min(places) > 0 and places == sorted(places)
-        assert all(entry in seen.split(", ") for group in groups for entry in group)
+        assert all(f"{entry} {entry[:2]}" in seen.split(", ") for group in groups for entry in group)
         if kind not in ("relation", "place"):
             assert answer_from(asked.text, groups, asked.choices, scene) == asked.answer, (asked, then)
         elif kind == "relation":
@@ -75,9 +81,9 @@ def test_an_edit_changes_what_it_is_about_and_copies_the_rest_in_its_order(kind:
         for way in (made, made.inverse):
             seen, then = edit_thought(way)
             *named, new, target = then.split("; ")
-            assert seen == layout_text(way.source) and len(named) == len(way.about)
-            assert all(f"the {mention.split(': ')[0]}" in way.instruction for mention in named)
-            before, after = seen.split(", "), target.split(", ")
+            assert seen == reading_text(way.source) and len(named) == len(way.about)
+            assert all(f"the {phrase}" in way.instruction for text in named for phrase, _ in mentions_of(text))
+            before, after = layout_text(way.source).split(", "), target.split(", ")
             assert sorted(after) == sorted(layout_text(way.target).split(", "))
             assert [entry for entry in after if entry in new.split(", ")] or new == NOTHING
             assert set(after) - set(before) <= set(new.split(", "))
@@ -96,6 +102,6 @@ def test_a_composition_is_what_every_reference_shows_and_what_is_made_of_it() ->
     for _ in range(50):
         made = composition(rng)
         seen, then = composition_thought(made)
-        assert seen.split("; ") == [layout_text(scene) for scene in made.references]
+        assert seen.split("; ") == [reading_text(scene) for scene in made.references]
         told = parse_layout(then)
         assert told is not None and [item.type for item in told.objects] == [item.type for item in made.target.objects]

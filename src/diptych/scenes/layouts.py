@@ -14,7 +14,7 @@ from diptych.scenes.scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, Scen
 SQUARES_PER_SIDE = 8
 _COLUMNS = "abcdefgh"
 _OBJECT = re.compile(
-    rf"([{_COLUMNS}])([1-{SQUARES_PER_SIDE}]) ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"
+    rf"([{_COLUMNS}])([1-{SQUARES_PER_SIDE}]) ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})( \1\2)?"
 )
 _BACKGROUND = re.compile(rf"on ({'|'.join(BACKGROUNDS)})")
 
@@ -36,6 +36,17 @@ def layout_text(scene: Scene, about: str = "", order: Sequence[int] | None = Non
     return ", ".join([*(object_text(scene.objects[index]) for index in order), f"on {scene.background}"])
 
 
+def reading_text(scene: Scene) -> str:
+    """What is seen in a picture: the layout with every square also behind its object.
+
+    ``c3 small red circle c3, f6 large blue star f6, on beige``: after *red circle* a causal model can then repeat what
+    followed these words before, as easily as after *c3*. What stands only before them it would have to look up
+    backwards, which it learns many times slower (the reversal curse, arXiv 2309.12288).
+    """
+    items = [scene.objects[index] for index in reading_order(scene)]
+    return ", ".join([*(f"{object_text(item)} {square_of(item)}" for item in items), f"on {scene.background}"])
+
+
 def reading_order(scene: Scene) -> list[int]:
     """Objects from left to right, by index."""
     return sorted(range(len(scene.objects)), key=lambda index: (scene.objects[index].x, scene.objects[index].y))
@@ -53,7 +64,7 @@ def square_of(item: SceneObject) -> str:
 
 
 def parse_layout(text: str) -> Scene | None:
-    """The scene that a layout tells, every object in the middle of its square; None for anything else."""
+    """The scene that a layout or reading tells, every object in the middle of its square; None for anything else."""
     *items, last = text.strip().split(", ")
     background = _BACKGROUND.fullmatch(last)
     found = [_OBJECT.fullmatch(item) for item in items]
@@ -67,6 +78,6 @@ def parse_layout(text: str) -> Scene | None:
             (_COLUMNS.index(column) + 0.5) / SQUARES_PER_SIDE,
             (int(row) - 0.5) / SQUARES_PER_SIDE,
         )
-        for column, row, size, color, shape in (match.groups() for match in found if match is not None)
+        for column, row, size, color, shape, _ in (match.groups() for match in found if match is not None)
     )
     return Scene(objects, background.group(1))

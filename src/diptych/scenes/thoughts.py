@@ -1,9 +1,11 @@
 """What may be thought about pictures that are looked at: first what is seen, then what follows from it.
 
     Are there more circles than rings?
-    c2 small pink circle, f5 large pink ring, on gray; circle: c2 small pink circle; ring: f5 large pink ring
+    c2 small pink circle c2, f5 large pink ring f5, on gray; circle c2 small pink circle; ring f5 large pink ring
+
     make the circle blue
-    c2 small pink circle, f5 large pink ring, on gray; circle: c2 small pink circle; c2 small blue circle; c2 small ...
+    c2 small pink circle c2, f5 large pink ring f5, on gray; circle c2 small pink circle; c2 small blue circle; c2 small
+    blue circle, f5 large pink ring, on gray
 
 A picture is always read in the same order, whatever is asked, so that reading is one skill, learnt from every example.
 What is asked are then steps from words to words: for each thing that is spoken of, the objects that it can mean; for an
@@ -14,7 +16,7 @@ from collections.abc import Sequence
 
 from diptych.scenes.compose import Composition
 from diptych.scenes.edits import Edit
-from diptych.scenes.layouts import layout_text, object_text, reading_order
+from diptych.scenes.layouts import layout_text, object_text, reading_order, reading_text
 from diptych.scenes.phrases import Mention
 from diptych.scenes.questions import Question
 from diptych.scenes.scene import Scene
@@ -29,7 +31,7 @@ def question_thought(scene: Scene, question: Question, is_seen: bool = False) ->
     Args:
         is_seen: an earlier thought has told what is seen; the first text is empty then.
     """
-    seen = "" if is_seen else layout_text(scene)
+    seen = "" if is_seen else reading_text(scene)
     return seen, "; ".join(_mention_text(scene, mention) for mention in question.about)
 
 
@@ -43,17 +45,17 @@ def edit_thought(made: Edit) -> tuple[str, str]:
     added = [index for index in range(len(made.target.objects)) if index not in after]
     steps = [_mention_text(made.source, mention) for mention in made.about]
     steps += [_objects_text(made.target, [index for index in (*after, *added) if index in made.changed_target])]
-    return layout_text(made.source), "; ".join([*steps, layout_text(made.target, order=[*after, *added])])
+    return reading_text(made.source), "; ".join([*steps, layout_text(made.target, order=[*after, *added])])
 
 
 def composition_thought(made: Composition) -> tuple[str, str]:
     """What is seen in every reference, and the target, its objects in the order in which they are asked for."""
-    seen = "; ".join(layout_text(scene) for scene in made.references)
+    seen = "; ".join(reading_text(scene) for scene in made.references)
     return seen, layout_text(made.target, order=range(len(made.target.objects)))
 
 
 def _mention_text(scene: Scene, mention: Mention) -> str:
-    return f"{mention.phrase}: {_objects_text(scene, mention.objects)}"
+    return f"{mention.phrase} {_objects_text(scene, mention.objects)}"
 
 
 def _objects_text(scene: Scene, indices: Sequence[int]) -> str:

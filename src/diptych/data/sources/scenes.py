@@ -21,7 +21,7 @@ from diptych.scenes.compose import composition
 from diptych.scenes.draw import draw
 from diptych.scenes.edits import EDIT_KINDS, Edit, edit
 from diptych.scenes.labels import cell_labels
-from diptych.scenes.layouts import layout_text
+from diptych.scenes.layouts import layout_text, reading_text
 from diptych.scenes.program import scene_program
 from diptych.scenes.questions import QUESTION_KINDS, TRAINING_QUESTION_KINDS, Question, question
 from diptych.scenes.sample import MAX_OBJECTS
@@ -246,7 +246,7 @@ class SceneExamples:
         parts: tuple[Part, ...] = (
             ImageIn(self._image(scene)),
             Text(DESCRIBE_PROMPTS[style]),
-            *self._thought(layout_text(scene)),
+            *self._thought(reading_text(scene)),
             Text(words, role="assistant", is_target=True),
         )
         return Example(parts, self._name(index), metadata=self._metadata(scene, kind=style, answer=words))
