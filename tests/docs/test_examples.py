@@ -1,4 +1,4 @@
-"""The worked example of an own method: it trains in the real loop, is saved, loads and draws."""
+"""The worked examples: an own method trains in the real loop, is saved, loads and draws; an own benchmark is sound."""
 
 from dataclasses import replace
 
@@ -7,12 +7,18 @@ import torch
 
 from diptych import Example, ImageOut, Text, load
 from diptych.data.sources.scenes import ScenesSource
+from diptych.evals.manifest import EvaluationFolder
+from diptych.evals.produce import plan, produce
+from diptych.evals.references import Reference
+from diptych.evals.score import score
+from diptych.evals.task import Task
+from diptych.evals.tasks import TASKS, TaskOptions
 from diptych.methods.training import build_task
 from diptych.train.loop import train
 from diptych.train.metrics import MetricsLog
 from diptych.train.presets import load_preset
 from diptych.train.serialization import from_json, to_json
-from docs.examples import regression_head
+from docs.examples import regression_head, retold
 
 NAME = "docs.examples.regression_head:tiny"
 
@@ -89,3 +95,29 @@ def test_a_prompt_alone_has_no_target():
     batch = model.collator()([Example((Text("a red circle"), ImageOut(size=(64, 64))))])
     with pytest.raises(ValueError, match="an image that is yet to be drawn"):
         regression_head.joint(model, batch, torch.Generator())
+
+
+def test_the_benchmark_of_the_page_is_won_by_the_oracle_and_by_no_trivial_output():
+    task = retold.Retold(num_per_category=6)
+    assert isinstance(task, Task) and TASKS["retold"].build(TaskOptions(num_per_category=6), None) == task
+    overall = {table.contender: table.overall.value for table in task.references()}
+    assert overall["oracle"] == 1 and max(overall[name] for name in ("chance", "constant", "copy-input")) < 0.2
+
+
+def test_drawing_everything_does_not_bring_everything_back():
+    (scene,) = list(retold.Retold(num_per_category=1).scenes.values())[:1]
+    more = replace(scene, objects=(*scene.objects, *scene.objects))
+    assert retold.share_returned(scene, scene) == 1 and retold.share_returned(scene, more) == 0.5
+    assert retold.share_returned(scene, replace(scene, objects=())) == 0
+
+
+def test_the_benchmark_of_the_page_draws_from_the_words_that_were_written(tmp_path):
+    task, folder = retold.Retold(num_per_category=2), EvaluationFolder(tmp_path / "scores")
+    oracle = Reference("oracle", task)
+    planned = plan(task, oracle)
+    assert produce(folder, task, oracle, planned) == 0
+    keys = {item.request.id: item.key for item in planned}
+    told, drawn = (folder.rows()[keys[f"2-0000/{name}"]] for name in ("told", "drawn"))
+    assert tuple(drawn.inputs) == (told.sha256,)
+    result = score(folder, task, keys, "oracle")
+    assert result.table.overall.value == 1 and len(result.units) == 6 and not result.missing
