@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diptych.cli.main import VERBS
+from diptych.cli.main import VERBS, import_packages
 from diptych.cli.parser import Parser
 from diptych.data import sources
 from diptych.methods.blip3o import Blip3oConfig
@@ -124,7 +124,7 @@ def test_commands_take_the_options_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     checked = 0
     for page in PAGES:
-        for words in commands(page):
+        for words in map(import_packages, commands(page)):
             verb = import_module(VERBS[words[0]].module)
             takes_fields = getattr(verb, "TAKES_FIELDS", False)
             parser = Parser(words[0], "", add_help=not takes_fields)

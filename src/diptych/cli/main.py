@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        return _dispatch(_import_packages(words))
+        return _dispatch(import_packages(words))
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         return INTERRUPTED
@@ -155,7 +155,7 @@ def _explain_os_error(error: OSError) -> str:
     return f"{where}{error.strerror.lower()}."
 
 
-def _import_packages(words: list[str]) -> list[str]:
+def import_packages(words: list[str]) -> list[str]:
     """Imports the modules that ``--import`` names; returns the other words.
 
     A model folder may come from a stranger, so it cannot have modules imported by itself.
