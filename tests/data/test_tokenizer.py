@@ -7,6 +7,7 @@ import time
 import pytest
 
 from diptych.data.tokenizer import FastTokenizer, train_tokenizer
+from diptych.train.part_configs import TokenizerConfig
 
 SPECIAL = ("<|end|>", "<|image|>")
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "diamond")
@@ -177,3 +178,11 @@ def test_truncation_and_padding_of_a_foreign_file_are_switched_off(tmp_path):
     engine.enable_padding(length=77)
     ours = FastTokenizer(engine.to_str())
     assert ours.decode(ours.encode(TEXTS[0])) == TEXTS[0]
+
+
+def test_columns_of_the_built_in_world_are_one_token_with_the_space_before_them():
+    """So that what followed a word before, as in "circle c3", is the very next token."""
+    tokenizer = TokenizerConfig().build()
+    for column in "abcdefgh":
+        tokens = tokenizer.encode(f" small red circle {column}3, on beige")
+        assert [tokenizer.decode([token]) for token in tokens[2:6]] == [" circle", f" {column}", "3", ","]
