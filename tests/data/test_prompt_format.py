@@ -1,7 +1,6 @@
 """Parts to tokens: what each format writes, what is learnt, that a conversation only ever grows at its end."""
 
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -238,18 +237,6 @@ def test_an_open_thought_and_a_given_one_are_what_training_shows(prompt_format, 
     assert trained[: len(opened)] == opened and trained[: len(given)] == given
     thought = [*tokenizer.encode("c3"), *tokenizer.encode(prompt_format.thought_end)]
     assert given == opened + thought and len(trained) > len(given)
-
-
-@pytest.mark.parametrize("prompt_format", [compact_format(), chatml_format()], ids=["compact", "chatml"])
-def test_neighbouring_thoughts_are_one(prompt_format):
-    tokenizer = train_tokenizer(["some text"], 400, prompt_format.special_tokens())
-    given = replace(PLAN, text="c3;", is_target=False)
-    whole, learnt = replace(PLAN, text="c3; f6"), replace(PLAN, text=" f6")
-    for before, after in ((ASKED[:2], ASKED[2:]), (DRAWN[:1], DRAWN[1:]), (DRAWN[:1], ())):
-        one = laid_out([*before, whole, *after], tokenizer, prompt_format)
-        two = laid_out([*before, given, learnt, *after], tokenizer, prompt_format)
-        assert positions_of(one) == positions_of(two)
-        assert written(two, tokenizer, only_targets=True).startswith(" f6" + prompt_format.thought_end)
 
 
 def test_a_thought_without_an_end_is_refused():

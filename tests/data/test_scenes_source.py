@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 from collections import Counter
 from dataclasses import replace
 
@@ -238,16 +239,17 @@ def test_a_thought_is_the_layout_of_what_is_drawn_or_asked_about(task):
 
 
 @pytest.mark.parametrize("task", ["question_answering", "image_edit", "multi_reference"])
-def test_in_words_nothing_is_shown_and_what_is_seen_is_given(task):
+def test_in_words_pictures_are_told_and_none_is_shown(task):
     seeing = ScenesSource(task=task, num_scenes=12, questions_per_image=2, thinks=True)
     source, shown = replace(seeing, in_words=True).build(), seeing.build()
     for index in range(12):
         parts, same = source.example(index).parts, shown.example(index).parts
         assert all(isinstance(part, Text) for part in parts)
-        assert parts[1].is_thought and not parts[1].is_target and parts[2].is_thought and parts[2].is_target
-        thoughts = [part.text for part in same if getattr(part, "is_thought", False)]
-        assert parts[1].text + parts[2].text == thoughts[0]
-        assert [part.text for part in parts[3:]] == [part.text for part in same if isinstance(part, Text)][2:]
+        pictures = [part for part in same if isinstance(part, ImageIn)]
+        told, readings = parts[: len(pictures)], parts[len(pictures) + 1].text.split("; ")
+        for part, reading in zip(told, readings[: len(told)], strict=True):
+            assert part == Text(re.sub(r"(?: \d)+ [a-h]\d(?=,)", "", reading) + "; ")
+        assert parts[len(pictures) :] == tuple(part for part in same if isinstance(part, Text))
     assert not list(source.images())
     with pytest.raises(ValueError, match=r"in_words needs thinks=True and one of the tasks .*, got thinks=False and"):
         replace(seeing, in_words=True, thinks=False)

@@ -3,6 +3,7 @@ import pytest
 
 from diptych.scenes.captions import caption
 from diptych.scenes.layouts import layout_text, parse_layout, reading_text, square_of
+from diptych.scenes.phrases import Mention
 from diptych.scenes.sample import sample_scene
 from diptych.scenes.scene import Scene, SceneObject
 
@@ -21,9 +22,12 @@ def test_objects_stand_from_left_to_right() -> None:
     assert layout_text(Scene((), "black")) == "on black"
 
 
-def test_what_is_seen_has_every_square_before_and_behind_its_object() -> None:
-    assert reading_text(SCENE) == "c3 small red circle c3, f7 large blue star f7, h1 medium red circle h1, on beige"
-    assert caption(SCENE, np.random.default_rng(0), "layout") == reading_text(SCENE)
+def test_what_is_meant_has_the_number_of_its_phrase_and_its_square_behind_it() -> None:
+    mentions = (Mention("red circle", (1, 2)), Mention("medium circle", (2,)))
+    assert reading_text(SCENE) == layout_text(SCENE) == caption(SCENE, np.random.default_rng(0), "layout")
+    assert reading_text(SCENE, mentions) == (
+        "c3 small red circle 1 c3, f7 large blue star, h1 medium red circle 1 2 h1, on beige"
+    )
 
 
 def test_another_order_can_be_given() -> None:
@@ -53,7 +57,7 @@ def test_a_layout_is_read_back() -> None:
     rng = np.random.default_rng(0)
     for turn in range(200):
         scene = sample_scene(rng)
-        read = parse_layout((layout_text if turn % 2 else reading_text)(scene))
+        read = parse_layout(reading_text(scene, (Mention("it", (0,)),) if turn % 2 else ()))
         assert read is not None and read.background == scene.background
         told = sorted((o.size, o.color, o.shape, square_of(o)) for o in scene.objects)
         assert sorted((o.size, o.color, o.shape, square_of(o)) for o in read.objects) == told
@@ -66,7 +70,7 @@ def test_a_layout_is_read_back() -> None:
     "text",
     ["", "red circle c3, on beige", "c3 small red circle", "c9 small red circle, on white",
      "small red circle, on white", "c3 small red circle, on green", "c3 small red circle, on white, on white",
-     "c3 small red circle c4, on white"],
+     "c3 small red circle 1 c4, on white", "c3 small red circle c3, on white"],
 )  # fmt: skip
 def test_anything_else_is_no_layout(text: str) -> None:
     assert parse_layout(text) is None

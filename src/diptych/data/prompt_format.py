@@ -112,8 +112,7 @@ def render(
     open_turn: bool = False,
     open_thought: bool = False,
 ) -> SequenceLayout:
-    """The spans of an example. A turn that ends in a thought goes on after it and is left open. Neighbouring thoughts
-    are one.
+    """The spans of an example. A turn that ends in a thought goes on after it and is left open.
 
     Args:
         image_sizes: (height, width) in pixels of every image part, in order.
@@ -135,11 +134,9 @@ def render(
         if starts_turn:
             writer.template(prompt_format.turn_start[part.role])
         if isinstance(part, Text) and part.is_thought:
-            if starts_turn or not is_thought(parts[index - 1]):
-                writer.template(prompt_format.thought_start)
+            writer.template(prompt_format.thought_start)
             writer.text(part.text, part.is_target, part.weight)
-            if index + 1 == len(parts) or not is_thought(parts[index + 1]):
-                writer.template(prompt_format.thought_end, part.is_target)
+            writer.template(prompt_format.thought_end, part.is_target)
         elif isinstance(part, Text):
             writer.text(wrap.get(index, part.text), part.is_target, part.weight)
         else:

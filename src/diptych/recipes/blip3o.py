@@ -313,29 +313,22 @@ def think() -> Recipe[Blip3oConfig]:
 
     A thought before a picture is its layout in words (`diptych.scenes.layouts`); a thought about a picture is what is
     seen and what follows from it (`diptych.scenes.thoughts`). Backbone and connector are taken from ``runs/small``;
-    elsewhere they are named by ``--model.start-from``. They learn first to read pictures and then, in words alone, to
-    find what a phrase means and what an edit makes new. The denoiser starts from scratch: beside the queries it attends
-    to the hidden states of the text, where each object of a layout is told in a few words.
+    elsewhere they are named by ``--model.start-from``. They learn first to read pictures and then, in words alone, what
+    of it is meant by a phrase and what an edit makes new. The denoiser starts from scratch: beside the queries it
+    attends to the hidden states of the text, where each object of a layout is told in a few words.
     """
     base = small()
     scenes = ScenesSource(num_scenes=1_000_000)
     tell = replace(scenes, task="image_to_text", caption_style="layout")
     ask = replace(scenes, task="question_answering", questions_per_image=2, thinks=True, answer_weight=5.0)
     hard = ("relation", "size", "comparison", "relation", "count")
-    look = replace(
-        ask,
-        in_words=True,
-        min_objects=2,
-        question_kinds=("color", "shape", "size", "place", "existence", "relation"),
-        questions_per_image=5,
-        answer_weight=1.0,
-    )
+    told = replace(ask, in_words=True, questions_per_image=3)
     draw = replace(scenes, task="text_to_image", caption_style="short", max_objects=4, thinks=True)
     edit = replace(scenes, task="image_edit", thinks=True)
     compose = replace(scenes, task="multi_reference", thinks=True)
     understand = replace(base.stages["compare"], mix={"tell": 0.7, "ask": 0.3})
     joint, everything = base.stages["arrange"], base.stages["all"]
-    kept = {"tell": 0.15, "ask": 0.1, "look": 0.1, "ask_hard": 0.05}
+    kept = {"tell": 0.15, "ask": 0.12, "ask_words": 0.08, "ask_hard": 0.05}
     return replace(
         base,
         name="blip3o:think",
@@ -351,10 +344,8 @@ def think() -> Recipe[Blip3oConfig]:
             "ask": ask,
             "ask_hard": replace(ask, question_kinds=hard),
             "ask_at_once": replace(ask, questions_per_image=6, thinks=False),
-            "look_two": replace(look, max_objects=2, question_kinds=("color", "shape", "size", "place")),
-            "look": look,
-            "ask_words": replace(ask, in_words=True, questions_per_image=3),
-            "ask_words_hard": replace(ask, in_words=True, questions_per_image=3, question_kinds=hard),
+            "ask_words": told,
+            "ask_words_hard": replace(told, question_kinds=hard),
             "draw_one": replace(draw, max_objects=1),
             "draw_two": replace(draw, min_objects=2, max_objects=2),
             "draw": draw,
@@ -369,17 +360,11 @@ def think() -> Recipe[Blip3oConfig]:
         },
         stages={
             "read": replace(understand, num_steps=500),
-            "look": replace(
-                understand,
-                mix={"look_two": 0.45, "look": 0.2, "edit_words_few": 0.15, "tell": 0.15, "ask": 0.05},
-                num_steps=600,
-                batch_size=64,
-            ),
             "conclude": replace(
                 understand,
-                mix={"look": 0.35, "look_two": 0.08, "ask_words": 0.12, "ask_words_hard": 0.1, "edit_words": 0.2}
-                | {"compose_words": 0.02, "tell": 0.13},
-                num_steps=650,
+                mix={"ask_words": 0.3, "ask_words_hard": 0.15, "edit_words": 0.2, "edit_words_few": 0.1}
+                | {"tell": 0.12, "ask": 0.1, "compose_words": 0.03},
+                num_steps=1000,
                 batch_size=64,
             ),
             "draw": replace(joint, mix={"draw_one": 0.6, **kept}, num_steps=250),
@@ -388,7 +373,7 @@ def think() -> Recipe[Blip3oConfig]:
             "copy": replace(
                 joint,
                 mix={"edit_kept": 0.22, "edit_few": 0.2, "edit": 0.12, "draw": 0.1, "tell": 0.12, "ask": 0.12}
-                | {"look": 0.06, "ask_hard": 0.06},
+                | {"ask_words": 0.06, "ask_hard": 0.06},
                 optimizer=replace(joint.optimizer, weight_decay=0.1),
                 num_steps=1000,
             ),
@@ -398,18 +383,18 @@ def think() -> Recipe[Blip3oConfig]:
                     "draw": 0.06,
                     "draw_two": 0.01,
                     "draw_at_once": 0.01,
-                    "tell": 0.14,
+                    "tell": 0.12,
                     "describe": 0.01,
                     "ask": 0.12,
                     "ask_hard": 0.08,
                     "ask_at_once": 0.02,
-                    "look": 0.04,
-                    "ask_words": 0.06,
-                    "ask_words_hard": 0.05,
+                    "ask_words": 0.08,
+                    "ask_words_hard": 0.07,
                     "edit_few": 0.04,
-                    "edit": 0.22,
-                    "edit_words": 0.08,
-                    "compose": 0.04,
+                    "edit": 0.2,
+                    "edit_words": 0.1,
+                    "edit_words_few": 0.03,
+                    "compose": 0.03,
                     "compose_words": 0.02,
                 },
                 optimizer=replace(everything.optimizer, weight_decay=0.1),

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
-from diptych.scenes.layouts import reading_text
+from diptych.scenes.layouts import layout_text
 from diptych.scenes.phrases import (
     NUMBER_WORDS,
     PLACE_PHRASES,
@@ -56,7 +56,7 @@ def caption(scene: Scene, rng: np.random.Generator, style: str = "short") -> str
         raise ValueError(f"caption: style must be one of {', '.join(CAPTION_STYLES)}, got {style!r}.")
     chosen = pick_style(rng) if style == "mixed" else style
     if chosen == "layout":
-        return reading_text(scene)
+        return layout_text(scene)
     if not scene.objects:
         return _empty_caption(scene, chosen)
     if chosen == "long":

@@ -8,13 +8,14 @@ Squares are those of a chessboard, ``a`` to ``h`` from left to right and ``1`` t
 import re
 from collections.abc import Sequence
 
-from diptych.scenes.phrases import type_name
+from diptych.scenes.phrases import Mention, type_name
 from diptych.scenes.scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, SceneObject
 
 SQUARES_PER_SIDE = 8
 _COLUMNS = "abcdefgh"
 _OBJECT = re.compile(
-    rf"([{_COLUMNS}])([1-{SQUARES_PER_SIDE}]) ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})( \1\2)?"
+    rf"([{_COLUMNS}])([1-{SQUARES_PER_SIDE}]) ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"
+    r"((?: [1-9])+ \1\2)?"
 )
 _BACKGROUND = re.compile(rf"on ({'|'.join(BACKGROUNDS)})")
 
@@ -36,15 +37,21 @@ def layout_text(scene: Scene, about: str = "", order: Sequence[int] | None = Non
     return ", ".join([*(object_text(scene.objects[index]) for index in order), f"on {scene.background}"])
 
 
-def reading_text(scene: Scene) -> str:
-    """What is seen in a picture: the layout with every square also behind its object.
+def reading_text(scene: Scene, mentions: Sequence[Mention] = ()) -> str:
+    """What is seen in a picture: the layout from left to right, with the number of what each object is meant by.
 
-    ``c3 small red circle c3, f6 large blue star f6, on beige``: after *red circle* a causal model can then repeat what
-    followed these words before, as easily as after *c3*. What stands only before them it would have to look up
-    backwards, which it learns many times slower (the reversal curse, arXiv 2309.12288).
+    ``c3 small red circle 1 c3, f6 large blue star, on beige`` where the first phrase is "red circle". Whether an object
+    is meant is told where its words have just been written, not looked up later; the square stands behind the number
+    too, so that what is meant by 1 can be repeated from there on (what stands before a word is learnt many times slower
+    than what follows it: the reversal curse, arXiv 2309.12288).
     """
-    items = [scene.objects[index] for index in reading_order(scene)]
-    return ", ".join([*(f"{object_text(item)} {square_of(item)}" for item in items), f"on {scene.background}"])
+
+    def told(index: int) -> str:
+        item = scene.objects[index]
+        numbers = [f" {number}" for number, mention in enumerate(mentions, 1) if index in mention.objects]
+        return object_text(item) + ("".join(numbers) + f" {square_of(item)}" if numbers else "")
+
+    return ", ".join([*map(told, reading_order(scene)), f"on {scene.background}"])
 
 
 def reading_order(scene: Scene) -> list[int]:

@@ -6,7 +6,6 @@ other, so it can be read, corrected and given in the prompt: ``Text(plan, role="
 """
 
 from collections.abc import Sequence
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from diptych.data.example import Part, Text, is_thought
@@ -48,5 +47,5 @@ def with_thoughts(
 
 def thought_of(parts: Sequence[Part]) -> str | None:
     """The thought that a prompt ends in."""
-    last = list(takewhile(is_thought, reversed(parts)))
-    return "".join(part.text for part in reversed(last) if isinstance(part, Text)) if last else None
+    last = parts[-1]
+    return last.text if isinstance(last, Text) and last.is_thought else None

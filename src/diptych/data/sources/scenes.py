@@ -7,7 +7,7 @@ Images are lazy and are drawn when they are read.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
@@ -89,11 +89,10 @@ class ScenesSource:
     thinks: bool = False
     """Before a picture is drawn or described, or a question about one is answered, a thought is written, which is
     learnt too: the layout of what is to be drawn (`diptych.scenes.layouts`), or what is seen and what follows from it
-    (`diptych.scenes.thoughts`); what an earlier thought has told is not told again."""
+    (`diptych.scenes.thoughts`)."""
     in_words: bool = False
-    """No picture is shown or drawn. What is to be seen is told at the start of the thought and is not learnt, so that
-    answers, edits and compositions are learnt as steps from words to words, in a fraction of the time. Needs
-    ``thinks``."""
+    """Pictures are told instead of shown, and none is drawn, so that answers, edits and compositions are learnt as
+    steps from words to words, in a fraction of the time. Needs ``thinks``."""
     answer_weight: float = 1.0
     """Factor on the loss of answers to questions. Behind a layout of thirty tokens a *yes* is all that tells whether it
     was understood, and would be a thirtieth of the example's loss."""
@@ -219,25 +218,22 @@ class SceneExamples:
         scene = self.scene(index)
         words, style = self._caption(scene, self._words(index, epoch))
         metadata = self._metadata(scene, kind=style, program=scene_program(scene))
-        thought = self._thought("", layout_text(scene, words))
+        thought = self._thought(layout_text(scene, words))
         parts: tuple[Part, ...] = (Text(words), *thought, ImageOut(self._image(scene)))
         return Example(parts, self._name(index), metadata=metadata)
 
-    def _thought(self, seen: str, then: str = "") -> tuple[Text, ...]:
-        """A thought, if there is to be one: what is seen, which is given and not learnt ``in_words``, and the rest."""
-        if not self.config.thinks:
-            return ()
-        learnt = Text(then, role="assistant", is_target=True, is_thought=True)
-        if not (self.config.in_words and seen):
-            return (replace(learnt, text="; ".join(filter(None, (seen, then)))),)
-        return replace(learnt, text=f"{seen};", is_target=False), replace(learnt, text=f" {then}")
+    def _thought(self, text: str) -> tuple[Text, ...]:
+        """A thought, if there is to be one."""
+        return (Text(text, role="assistant", is_target=True, is_thought=True),) if self.config.thinks else ()
 
-    def _shown(self, *scenes: Scene) -> tuple[ImageIn, ...]:
-        """The pictures of scenes, unless they are told in words."""
-        return () if self.config.in_words else tuple(ImageIn(self._image(scene)) for scene in scenes)
+    def _shown(self, *scenes: Scene) -> tuple[Part, ...]:
+        """The pictures of scenes, or what is in them, in words."""
+        if self.config.in_words:
+            return tuple(Text(f"{layout_text(scene)}; ") for scene in scenes)
+        return tuple(ImageIn(self._image(scene)) for scene in scenes)
 
-    def _drawn(self, scene: Scene) -> tuple[ImageOut, ...]:
-        """The picture of a scene that is asked for, unless it is told in words."""
+    def _drawn(self, scene: Scene) -> tuple[Part, ...]:
+        """The picture of a scene that is asked for; in words its layout is all of it."""
         return () if self.config.in_words else (ImageOut(self._image(scene)),)
 
     def _image_to_text(self, index: int, epoch: int) -> Example:
@@ -260,10 +256,10 @@ class SceneExamples:
         turns = [
             (
                 Text(one.text),
-                *self._thought(*question_thought(scene, one, is_seen=turn > 0)),
+                *self._thought(question_thought(scene, one)),
                 Text(one.answer, role="assistant", is_target=True, weight=self.config.answer_weight),
             )
-            for turn, one in enumerate(asked)
+            for one in asked
         ]
         parts: tuple[Part, ...] = (*self._shown(scene), *(part for turn in turns for part in turn))
         first = asked[0]
@@ -307,7 +303,7 @@ class SceneExamples:
         parts: tuple[Part, ...] = (
             *self._shown(made.source),
             Text(made.instruction),
-            *self._thought(*edit_thought(made)),
+            *self._thought(edit_thought(made)),
             *self._drawn(made.target),
         )
         metadata = self._metadata(
@@ -320,7 +316,7 @@ class SceneExamples:
         parts: tuple[Part, ...] = (
             *self._shown(*made.references),
             Text(made.instruction),
-            *self._thought(*composition_thought(made)),
+            *self._thought(composition_thought(made)),
             *self._drawn(made.target),
         )
         references = [scene.to_dict() for scene in made.references]
@@ -335,13 +331,13 @@ class SceneExamples:
         asked = question(made.target, rng, types=types_of_split(self.config.split))
         parts: tuple[Part, ...] = (
             Text(words),
-            *self._thought("", layout_text(made.source, words)),
+            *self._thought(layout_text(made.source, words)),
             ImageOut(self._image(made.source)),
             Text(made.instruction),
-            *self._thought(*edit_thought(made)),
+            *self._thought(edit_thought(made)),
             ImageOut(self._image(made.target)),
             Text(asked.text),
-            *self._thought(*question_thought(made.target, asked)),
+            *self._thought(question_thought(made.target, asked)),
             Text(asked.answer, role="assistant", is_target=True, weight=self.config.answer_weight),
         )
         metadata = self._metadata(
