@@ -66,7 +66,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--on",
         metavar="TASKS",
-        help=f"of {', '.join(TASKS)}, xtc, geneval-official (default: the first four, if it can)",
+        help=f"of {', '.join(TASKS)}, xtc, do-undo, gsi and official ones (default: the first four, if it can)",
     )
     parser.add_argument("--list", action="store_true", help="list the tasks with what they need, and stop")
     parser.add_argument("--dry-run", action="store_true", help="count samples and estimate the time, and stop")
@@ -78,6 +78,7 @@ def add_arguments(parser: Parser) -> None:
         "--num-per-category", type=whole_number(1), metavar="N", help="items (default: 60; of geneval-official all)"
     )
     parser.add_argument("--samples", type=whole_number(1), metavar="N", help="pictures a prompt (default: the task's)")
+    parser.add_argument("--rounds", type=whole_number(1), default=1, metavar="N", help="of do-undo: times (default: 1)")
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="S", help="of items and noise (default: 0)")
     parser.add_argument(
         "--batch-size", type=whole_number(1), default=64, metavar="N", help="items at a time (default: 64)"
@@ -187,6 +188,7 @@ def planned_run(
                 split=split,  # type: ignore[arg-type]
                 num_per_category=arguments.num_per_category,
                 samples=arguments.samples,
+                rounds=arguments.rounds,
                 seed=arguments.seed,
                 image_size=size,
                 mark="" if split == splits[0] else f" ({split})",

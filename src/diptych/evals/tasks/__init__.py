@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from diptych.evals.task import Task
+from diptych.evals.tasks.doundo import DoUndo
 from diptych.evals.tasks.geneval import OFFICIAL_SAMPLES, Detector, geneval_task, twin_task
 from diptych.evals.tasks.scenes import Editing, MultiReference, Questions
 from diptych.evals.tasks.xtc import SAMPLES, CrossTaskConsistency
@@ -25,6 +26,8 @@ class TaskOptions:
     """Items of each category; without it 60 of the built-in world, and all of a published benchmark."""
     samples: int | None = None
     """Pictures of each prompt; without it as the benchmark has it."""
+    rounds: int = 1
+    """How often in a row an edit is done and undone."""
     seed: int = 0
     image_size: tuple[int, int] = (64, 64)
     """(height, width) of the pictures that are shown."""
@@ -111,6 +114,11 @@ TASKS: dict[str, TaskEntry] = {
         "cross-task consistency: does the model draw what it would answer?",
         ("image_to_text", "text_to_image"),
         lambda options, _: CrossTaskConsistency(**options.scene_items(), samples=options.samples or SAMPLES),
+    ),
+    "do-undo": TaskEntry(
+        "do an edit, then take it back from the picture that came out",
+        ("image_edit",),
+        lambda options, _: DoUndo(**options.scene_items(), rounds=options.rounds),
     ),
     "geneval-official": TaskEntry(
         "GenEval itself: 553 prompts about photographs, four pictures each",
