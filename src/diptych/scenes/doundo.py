@@ -55,7 +55,7 @@ class DoUndoItem:
     undo: Edit
     """From the target of ``forward`` back to its source."""
     guess: float = 1.0
-    """Of ``CONTROL``: chance to name the colour that was there, where the types that a split shows are all that is known."""
+    """Of ``CONTROL``: chance to name the colour that was there, knowing no more than the types that a split shows."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from diptych.evals.task import Task
 from diptych.evals.tasks.doundo import DoUndo
 from diptych.evals.tasks.geneval import OFFICIAL_SAMPLES, Detector, geneval_task, twin_task
+from diptych.evals.tasks.gsi import SpatialCompliance
 from diptych.evals.tasks.scenes import Editing, MultiReference, Questions
 from diptych.evals.tasks.xtc import SAMPLES, CrossTaskConsistency
 from diptych.scenes.split import Split
@@ -119,6 +120,11 @@ TASKS: dict[str, TaskEntry] = {
         "do an edit, then take it back from the picture that came out",
         ("image_edit",),
         lambda options, _: DoUndo(**options.scene_items(), rounds=options.rounds),
+    ),
+    "gsi": TaskEntry(
+        "spatial edits told in numbers: move, place, scale and remove by so many per cent",
+        ("image_edit",),
+        lambda options, _: SpatialCompliance(**options.scene_items()),
     ),
     "geneval-official": TaskEntry(
         "GenEval itself: 553 prompts about photographs, four pictures each",
