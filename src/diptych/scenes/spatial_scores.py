@@ -118,7 +118,7 @@ def spatial_score(
         complies = accuracy > MOVE_COMPLIES
         distance_error = _distance_error(spatial, read.scene)
     ungated = Columns(float(complies), accuracy, locality, agreement(edit.target, read.scene))
-    return SpatialScore(gate(ungated), ungated, check_edit(edit, image).correct, distance_error)
+    return SpatialScore(gate(ungated), ungated, check_edit(edit, image, scene=read.scene).correct, distance_error)
 
 
 def gate(columns: Columns, least_locality: float = LOCALITY) -> Columns:
