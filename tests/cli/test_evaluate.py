@@ -36,8 +36,10 @@ SMALL = ["--num-per-category", 1, "--splits", "test"]
 
 def test_the_list_says_what_each_task_needs(capsys):
     text = run(capsys, "--list").out
-    for name in ("geneval", "questions", "editing", "multi-reference", "xtc", "geneval-official"):
+    for name in ("geneval", "questions", "editing", "multi-reference", "xtc", "geneval-official", "do-undo", "gsi",
+                 "do-undo-official", "gsi-official"):  # fmt: skip
         assert f"\n{name} " in f"\n{text}"
+    assert "--prompts annotations_test.json, --images FRAMES; --export DIR and --verdicts CSV to judge" in text
     assert "needs image_to_text, text_to_image" in text and "--prompts evaluation_metadata.jsonl" in text
     assert "evaluate needs a MODEL" in fails(capsys)
 
@@ -52,6 +54,19 @@ def test_a_dry_run_counts_and_makes_nothing(model, tmp_path, capsys):
     rows = run(capsys, *words, "--dry-run").out.splitlines()
     assert rows[1].split() == ["question-answering", "7", "7", "0", "0", "s"]
     assert rows[-1].split()[:2] == ["in", "all"] and rows[-1].split()[4] == "0"
+
+
+def test_edits_are_done_undone_and_told_in_numbers(model, tmp_path, capsys):
+    words = [model, "--on", "do-undo,gsi", *SMALL, "--rounds", 2, "--steps", 2, "--out", tmp_path]
+    counts = {line.split()[0]: line.split()[1] for line in run(capsys, *words, "--dry-run").out.splitlines()}
+    assert (counts["do-undo"], counts["spatial-compliance"]) == ("30", "5")  # five pictures of each of six kinds
+    run(capsys, *words)
+    tables = {(table.benchmark, table.contender): table for table in read_scores(tmp_path / "scores.json")}
+    assert len(tables) == 2 * 5 and len(tables["do-undo", "tiny"].details["rounds"]) == 2
+    report = (tmp_path / "report.html").read_text()
+    assert "Do and undo" in report and "Spatial compliance" in report and "of the width" in report
+    asked = json.loads((tmp_path / "run.json").read_text())["tasks"]
+    assert [task["config"].get("rounds") for task in asked] == [2, None]
 
 
 def test_the_phases_apart_give_what_one_call_gives_and_nothing_is_made_twice(model, tmp_path, capsys):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from diptych.evals.produce import Progress
     from diptych.evals.scenes import Sample
     from diptych.evals.score import TaskResult
-    from diptych.evals.tasks.geneval import Detector
+    from diptych.evals.tasks import Judge
     from diptych.scenes.scores import ScoreTable
     from diptych.unified import UnifiedModel
 
@@ -38,11 +38,13 @@ EXAMPLES = """\
   diptych evaluate runs/mine/checkpoints/step-004800 --num-per-category 300 --out scores/mine
   diptych evaluate diptych-scenes --on xtc --samples 4 --processes 2
   diptych evaluate diptych-scenes --on scenes,xtc --dry-run
+  diptych evaluate diptych-scenes --on do-undo,gsi --rounds 3
   diptych evaluate runs/mine --on geneval-official --prompts evaluation_metadata.jsonl --phase produce
   diptych evaluate scores-mine --phase score --detections found.jsonl
   diptych evaluate --list"""
 
 TASKS = ("geneval", "questions", "editing", "multi-reference")
+OFFICIAL = ("geneval-official", "do-undo-official", "gsi-official")
 SPLITS = ("test", "novel", "train")
 _NEEDS = {
     "geneval": "text_to_image",
@@ -66,7 +68,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--on",
         metavar="TASKS",
-        help=f"of {', '.join(TASKS)}, xtc, geneval-official (default: the first four, if it can)",
+        help=f"of {', '.join(TASKS)}, xtc, do-undo, gsi and official ones (default: the first four, if it can)",
     )
     parser.add_argument("--list", action="store_true", help="list the tasks with what they need, and stop")
     parser.add_argument("--dry-run", action="store_true", help="count samples and estimate the time, and stop")
@@ -78,6 +80,7 @@ def add_arguments(parser: Parser) -> None:
         "--num-per-category", type=whole_number(1), metavar="N", help="items (default: 60; of geneval-official all)"
     )
     parser.add_argument("--samples", type=whole_number(1), metavar="N", help="pictures a prompt (default: the task's)")
+    parser.add_argument("--rounds", type=whole_number(1), default=1, metavar="N", help="of do-undo: times (default: 1)")
     parser.add_argument("--seed", type=whole_number(0), default=0, metavar="S", help="of items and noise (default: 0)")
     parser.add_argument(
         "--batch-size", type=whole_number(1), default=64, metavar="N", help="items at a time (default: 64)"
@@ -87,11 +90,17 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--guidance", type=float, metavar="S", help="guidance scale, 1 is off (default: the model's)")
     parser.add_argument("--size", type=picture_size, metavar="WxH", help="pixels of drawings (default: the model's)")
     parser.add_argument("--generator", metavar="MODEL", help="another model that draws, while MODEL answers")
-    parser.add_argument("--prompts", metavar="FILE", help="of geneval-official: evaluation_metadata.jsonl")
+    parser.add_argument(
+        "--prompts", metavar="FILE", help="of an official benchmark: its prompts; --list says which file"
+    )
+    parser.add_argument("--images", metavar="DIR", help="of do-undo-official: frames; of gsi-official: its data set")
     parser.add_argument("--rewritten", metavar="FILE", help="the same prompts in other words")
     parser.add_argument("--detections", metavar="FILE", help="of geneval-official: found objects, as JSON lines")
     parser.add_argument("--detector", metavar="GRAPH", help="of geneval-official: a YOLOX network, NAME.graph.json")
-    parser.add_argument("--export", metavar="DIR", help="also write GenEval's own folder, for its official scorer")
+    parser.add_argument("--export", metavar="DIR", help="also write the pictures as the official scorer reads them")
+    parser.add_argument(
+        "--verdicts", metavar="PATH", help="results of the official scorer: a CSV of Do-Undo, or a folder of GSI"
+    )
     parser.add_argument(
         "--missing", choices=("wrong", "refuse"), default="wrong", help="what absent samples are (default: wrong)"
     )
@@ -187,11 +196,13 @@ def planned_run(
                 split=split,  # type: ignore[arg-type]
                 num_per_category=arguments.num_per_category,
                 samples=arguments.samples,
+                rounds=arguments.rounds,
                 seed=arguments.seed,
                 image_size=size,
                 mark="" if split == splits[0] else f" ({split})",
                 prompts=arguments.prompts or "",
                 rewritten=arguments.rewritten or "",
+                images=str(Path(arguments.images).resolve()) if arguments.images else "",
             )
             asked.append(Asked(name, options))
     plan = plan_run(sorted(asked, key=lambda one: splits.index(one.options.split)), opened, given)
@@ -267,7 +278,7 @@ def judge(folder: "EvaluationFolder", arguments: Namespace, about: Mapping[str, 
         export(folder, run, arguments.export)
     with progress_bars("judging") as report:
         results, references, unjudged = score_run(
-            folder, detector=chosen_detector(arguments), missing=arguments.missing, progress=report
+            folder, judge=chosen_judge(arguments), missing=arguments.missing, progress=report
         )
     for reason in unjudged.values():
         print(f"Not judged: {reason}.", file=sys.stderr)
@@ -285,7 +296,7 @@ def judge(folder: "EvaluationFolder", arguments: Namespace, about: Mapping[str, 
 
 
 def export(folder: "EvaluationFolder", run: Mapping[str, Any], target: str) -> None:
-    """Writes the pictures of ``geneval-official`` for the official scorer.
+    """Writes the pictures of official benchmarks for their scorers; of several, each into a folder of its own name.
 
     Raises:
         ValueError: the folder holds none.
@@ -293,14 +304,16 @@ def export(folder: "EvaluationFolder", run: Mapping[str, Any], target: str) -> N
     from diptych.evals.harness import planned_before
     from diptych.evals.tasks.detections_file import export_pictures
     from diptych.evals.tasks.geneval import GenEval
+    from diptych.evals.tasks.official_results import export_named
 
-    entries = [entry for entry in run["tasks"] if entry["name"] == "geneval-official"]
+    entries = [entry for entry in run["tasks"] if entry["name"] in OFFICIAL]
     if not entries:
-        raise ValueError(f"--export: {folder.path} holds no geneval-official.")
-    task = planned_before(folder, entries[0]).build()
-    assert isinstance(task, GenEval)
-    written = export_pictures(folder, task, entries[0]["keys"], writable_folder(target))
-    print(f"{written} pictures in {target}", file=sys.stderr)
+        raise ValueError(f"--export: {folder.path} holds none of {', '.join(OFFICIAL)}.")
+    for entry in entries:
+        task: Any = planned_before(folder, entry).build()
+        place = writable_folder(target if len(entries) == 1 else str(Path(target) / entry["name"]))
+        write = export_pictures if isinstance(task, GenEval) else export_named
+        print(f"{write(folder, task, entry['keys'], place)} pictures in {place}", file=sys.stderr)
 
 
 def in_order(own: Sequence["ScoreTable"], references: Sequence["ScoreTable"]) -> list["ScoreTable"]:
@@ -312,10 +325,11 @@ def in_order(own: Sequence["ScoreTable"], references: Sequence["ScoreTable"]) ->
     ]
 
 
-def chosen_detector(arguments: Namespace) -> "Detector | None":
-    """What judges pictures of GenEval's real prompts."""
-    if arguments.detections and arguments.detector:
-        raise ValueError("give --detections or --detector, not both: one of them judges.")
+def chosen_judge(arguments: Namespace) -> "Judge | None":
+    """What judges the pictures of an official benchmark."""
+    given = [name for name in ("detections", "detector", "verdicts") if getattr(arguments, name)]
+    if len(given) > 1:
+        raise ValueError(f"give --{given[0]} or --{given[1]}, not both: one of them judges.")
     if arguments.detections:
         from diptych.evals.tasks.detections_file import read_detections
 
@@ -324,6 +338,10 @@ def chosen_detector(arguments: Namespace) -> "Detector | None":
         from diptych.interop.yolox import load_yolox
 
         return load_yolox(arguments.detector)
+    if arguments.verdicts:
+        from diptych.evals.tasks.official_results import read_results
+
+        return read_results(arguments.verdicts)
     return None
 
 

@@ -15,8 +15,7 @@ from diptych.evals.produce import Planned, Progress, batches, missing, plan
 from diptych.evals.protocol import Contender
 from diptych.evals.score import MissingPolicy, TaskResult, score
 from diptych.evals.task import Task
-from diptych.evals.tasks import TaskOptions, build_task
-from diptych.evals.tasks.geneval import Detector
+from diptych.evals.tasks import Judge, TaskOptions, build_task
 from diptych.scenes.scores import ScoreTable
 
 OpenContender = Callable[[Task], Contender]
@@ -33,12 +32,12 @@ class Asked:
     name: str
     options: TaskOptions
 
-    def build(self, detector: Detector | None = None) -> Task:
+    def build(self, judge: Judge | None = None) -> Task:
         """
         Raises:
             ValueError: no such task, or one of its files is wrong.
         """
-        return build_task(self.name, self.options, detector)
+        return build_task(self.name, self.options, judge)
 
 
 @dataclass(frozen=True)
@@ -195,7 +194,7 @@ def _estimate(one: PlannedTask, todo: Sequence[Planned], batch_size: int) -> flo
 def score_run(
     folder: EvaluationFolder,
     *,
-    detector: Detector | None = None,
+    judge: Judge | None = None,
     missing: MissingPolicy = "wrong",
     progress: Progress | None = None,
 ) -> tuple[list[TaskResult], list[ScoreTable], dict[str, str]]:
@@ -210,7 +209,7 @@ def score_run(
     references: list[ScoreTable] = []
     unjudged: dict[str, str] = {}
     for entry in run["tasks"]:
-        task = planned_before(folder, entry).build(detector)
+        task = planned_before(folder, entry).build(judge)
         _check_unchanged(folder, task, entry)
         if reason := task.unready():
             unjudged[task.label] = reason

@@ -179,17 +179,28 @@ def _make(
 
 
 def _resolved(folder: EvaluationFolder, item: Planned, made: Mapping[str, SampleRow]) -> Request | Failure:
-    """The request with earlier outputs in place of what refers to them."""
+    """The request with earlier outputs of the folder in place of what refers to them."""
+    return resolved(
+        item.request, lambda name: folder.output(made[name]) if name in made else Failure("it was not made")
+    )
+
+
+def resolved(request: Request, output_of: Callable[[str], Output]) -> Request | Failure:
+    """A request with earlier outputs in place of what refers to them, or why it cannot be asked.
+
+    Args:
+        output_of: the output of an earlier request by its id.
+    """
     parts: list[Part | Earlier] = []
-    for part in item.request.parts:
+    for part in request.parts:
         if not isinstance(part, Earlier):
             parts.append(part)
             continue
-        output = folder.output(made[part.id]) if part.id in made else Failure("it was not made")
+        output = output_of(part.id)
         if isinstance(output, Failure):
             return Failure(f"it builds on {part.id}, and {output.reason}")
         parts.append(Text(output) if isinstance(output, str) else ImageIn(output))  # type: ignore[arg-type]
-    return replace(item.request, parts=tuple(parts))
+    return replace(request, parts=tuple(parts))
 
 
 def _call(contender: Contender, requests: Sequence[Request]) -> Sequence[Output]:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 from diptych.evals.manifest import EvaluationFolder, append_lines, content_hash, read_lines
-from diptych.evals.produce import Planned
+from diptych.evals.produce import Planned, plan, resolved
 from diptych.evals.protocol import Contender, Failure, Output, Request
+from diptych.evals.references import REFERENCE_NAMES, Reference
 from diptych.evals.task import Task, Unit, Verdict
 from diptych.scenes.scores import ScoreTable
 
@@ -127,12 +128,34 @@ def _judged(
 
 
 def reference_table(task: Task, contender: Contender, planned: Sequence[Planned]) -> ScoreTable:
-    """A reference of a task by the same way as a model, without files."""
+    """A reference of a task by the same way as a model, without files; what builds on others is given what they led to.
+
+    Raises:
+        ValueError: the reference failed to answer a request.
+    """
     outputs: dict[str, Output] = {}
     for item in planned:
-        method = contender.write if item.request.kind == "text" else contender.draw
-        outputs[item.request.id] = method([item.request])[0]
+        request = resolved(item.request, outputs.__getitem__)
+        if isinstance(request, Request):
+            method = contender.write if request.kind == "text" else contender.draw
+            outputs[request.id] = method([request])[0]
+        else:
+            outputs[item.request.id] = request
+    failed = {name: output.reason for name, output in outputs.items() if isinstance(output, Failure)}
+    if failed:
+        name, reason = next(iter(failed.items()))
+        raise ValueError(f"{task.label}: {contender.name} failed at {len(failed)} requests, such as {name}: {reason}.")
     requests = [item.request for item in planned]
     verdicts = task.judge(requests, [outputs[request.id] for request in requests])
     named = {request.id: verdict for request, verdict in zip(requests, verdicts, strict=True)}
     return task.table(named, contender.name)
+
+
+def reference_tables(task: Task, image_size: tuple[int, int]) -> list[ScoreTable]:
+    """All references of a task by the same way as a model.
+
+    Args:
+        image_size: (height, width) of the pictures that they draw.
+    """
+    contenders = [Reference(name, task, image_size) for name in REFERENCE_NAMES]
+    return [reference_table(task, contender, plan(task, contender)) for contender in contenders]

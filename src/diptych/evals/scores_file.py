@@ -33,6 +33,16 @@ EXPLAINED = {
         "answered right times facts drawn right is the floor, which independent abilities reach; raw agreement (CCTA) "
         "also counts being wrong on both sides.",
     ),
+    "do-undo": (
+        "Do and undo",
+        "How far was each edit done, and how much of the source came back when it was taken back from the model's own "
+        "picture? Both must be: whoever does nothing has 0. Rows after the kinds of edits are what that is made of.",
+    ),
+    "spatial-compliance": (
+        "Spatial compliance",
+        "Edits told in numbers: were they followed (IC), how exactly (SA), was all else left alone (EL) and do things "
+        "still look as they should (AC)? Rows without a note are gated as published: one failure takes others away.",
+    ),
     "geneval": ("GenEval", "Share of pictures that GenEval's rules accept on what a detector found in them."),
     "retrieval": (
         "Retrieval",

@@ -54,9 +54,18 @@ class EditVerdict:
         return self.followed and self.preserved
 
 
-def check_edit(edit: Edit, image: NDArray[np.uint8], tolerance: EditTolerance = DEFAULT_TOLERANCE) -> EditVerdict:
-    """Judge an edited picture, uint8 [side, side, 3] of any size, by the edit that was asked for."""
-    scene = parse(image).scene
+def check_edit(
+    edit: Edit,
+    image: NDArray[np.uint8],
+    tolerance: EditTolerance = DEFAULT_TOLERANCE,
+    scene: Scene | None = None,
+) -> EditVerdict:
+    """Judge an edited picture, uint8 [side, side, 3] of any size, by the edit that was asked for.
+
+    Args:
+        scene: what the parser reads in the picture, where that is known already.
+    """
+    scene = parse(image).scene if scene is None else scene
     found, background = list(scene.objects), scene.background
     reasons: list[str] = []
     standing: dict[int, SceneObject] = {}

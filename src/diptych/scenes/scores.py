@@ -64,6 +64,18 @@ def bootstrap_interval(
     return _interval(values, means, len(values) if groups is None else len(set(groups)))
 
 
+def mean_score(
+    values: Sequence[float | bool], groups: Sequence[str] | None = None, num: int = NUM_BOOTSTRAP, seed: int = 0
+) -> Score:
+    """The mean of values in [0, 1] with its interval, as ``bootstrap_interval`` has it.
+
+    Raises:
+        ValueError: no values, or not as many groups.
+    """
+    low, high = bootstrap_interval(values, groups, num, seed)
+    return Score(float(np.mean(values)), low, high, len(values), len(values) if groups is None else len(set(groups)))
+
+
 def wilson_interval(rate: float, num_trials: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of a probability whose trials succeeded at ``rate``."""
     share = _Z**2 / num_trials

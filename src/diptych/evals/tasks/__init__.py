@@ -5,10 +5,17 @@ A package of one's own adds to them with ``register_task`` when it is imported (
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
+from diptych.evals.manifest import content_hash
 from diptych.evals.task import Task
-from diptych.evals.tasks.geneval import OFFICIAL_SAMPLES, Detector, geneval_task, twin_task
+from diptych.evals.tasks.doundo import DoUndo
+from diptych.evals.tasks.doundo_official import DoUndoOfficial, read_annotations
+from diptych.evals.tasks.geneval import OFFICIAL_SAMPLES, Detector, file_revision, geneval_task, twin_task
+from diptych.evals.tasks.gsi import SpatialCompliance
+from diptych.evals.tasks.gsi_official import SpatialOfficial, read_queries
+from diptych.evals.tasks.official_results import DoUndoResults, SpatialResults
 from diptych.evals.tasks.scenes import Editing, MultiReference, Questions
 from diptych.evals.tasks.xtc import SAMPLES, CrossTaskConsistency
 from diptych.scenes.split import Split
@@ -25,6 +32,8 @@ class TaskOptions:
     """Items of each category; without it 60 of the built-in world, and all of a published benchmark."""
     samples: int | None = None
     """Pictures of each prompt; without it as the benchmark has it."""
+    rounds: int = 1
+    """How often in a row an edit is done and undone."""
     seed: int = 0
     image_size: tuple[int, int] = (64, 64)
     """(height, width) of the pictures that are shown."""
@@ -34,6 +43,8 @@ class TaskOptions:
     """File of prompts, where the benchmark has one."""
     rewritten: str = ""
     """The same prompts in other words."""
+    images: str = ""
+    """Folder of pictures, where the benchmark has one."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,7 +65,10 @@ class TaskOptions:
         }
 
 
-Builder = Callable[[TaskOptions, Detector | None], Task]
+Judge: TypeAlias = Detector | DoUndoResults | SpatialResults
+"""What judges a published benchmark: a detector, or the results of an official scorer."""
+
+Builder = Callable[[TaskOptions, Judge | None], Task]
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,7 @@ class TaskEntry:
     """Whether it is of the built-in world, with its splits."""
 
 
-def _geneval(options: TaskOptions, detector: Detector | None) -> Task:
+def _geneval(options: TaskOptions, judge: Judge | None) -> Task:
     if not options.prompts:
         raise ValueError(
             "geneval-official needs its prompts: give --prompts evaluation_metadata.jsonl, from GenEval's repository."
@@ -79,10 +93,46 @@ def _geneval(options: TaskOptions, detector: Detector | None) -> Task:
     return geneval_task(
         options.prompts,
         rewritten=options.rewritten or None,
-        detector=detector,
+        detector=judge if isinstance(judge, Detector) else None,
         num_per_category=options.num_per_category,
         samples=options.samples or OFFICIAL_SAMPLES,
         seed=options.seed,
+    )
+
+
+def _doundo_official(options: TaskOptions, judge: Judge | None) -> Task:
+    if not options.prompts or not options.images:
+        raise ValueError(
+            "do-undo-official needs its annotations and frames: give --prompts annotations_test.json, from Do-Undo "
+            "Bench's data set, and --images the folder of EPIC-KITCHENS frames."
+        )
+    rows = read_annotations(options.prompts)[: options.num_per_category]
+    return DoUndoOfficial(
+        rows=rows,
+        images=options.images,
+        seed=options.seed,
+        source={"prompts": file_revision(options.prompts), "num_rows": len(rows)},
+        results=judge if isinstance(judge, DoUndoResults) else None,
+    )
+
+
+def _gsi_official(options: TaskOptions, judge: Judge | None) -> Task:
+    if not options.images:
+        raise ValueError(
+            "gsi-official needs its pictures and instructions: give --images fine_dataset (or another of GSI-Bench's)."
+        )
+    queries, chosen = read_queries(options.images), []
+    seen: dict[str, int] = {}
+    for query in queries:
+        seen[query.operation] = seen.get(query.operation, 0) + 1
+        if options.num_per_category is None or seen[query.operation] <= options.num_per_category:
+            chosen.append(query)
+    prompts = content_hash([[query.name, query.prompt] for query in chosen])[:16]
+    return SpatialOfficial(
+        queries=tuple(chosen),
+        seed=options.seed,
+        source={"dataset": f"{Path(options.images).name}@{prompts}", "num_queries": len(chosen)},
+        results=judge if isinstance(judge, SpatialResults) else None,
     )
 
 
@@ -112,11 +162,35 @@ TASKS: dict[str, TaskEntry] = {
         ("image_to_text", "text_to_image"),
         lambda options, _: CrossTaskConsistency(**options.scene_items(), samples=options.samples or SAMPLES),
     ),
+    "do-undo": TaskEntry(
+        "do an edit, then take it back from the picture that came out",
+        ("image_edit",),
+        lambda options, _: DoUndo(**options.scene_items(), rounds=options.rounds),
+    ),
+    "gsi": TaskEntry(
+        "spatial edits told in numbers: move, place, scale and remove by so many per cent",
+        ("image_edit",),
+        lambda options, _: SpatialCompliance(**options.scene_items()),
+    ),
     "geneval-official": TaskEntry(
         "GenEval itself: 553 prompts about photographs, four pictures each",
         ("text_to_image",),
         _geneval,
         files="--prompts evaluation_metadata.jsonl; --detections FILE or --detector GRAPH to judge",
+        has_splits=False,
+    ),
+    "do-undo-official": TaskEntry(
+        "Do-Undo Bench itself: actions in kitchens, done and undone",
+        ("image_edit",),
+        _doundo_official,
+        files="--prompts annotations_test.json, --images FRAMES; --export DIR and --verdicts CSV to judge",
+        has_splits=False,
+    ),
+    "gsi-official": TaskEntry(
+        "GSI-Bench itself: photographs to be changed by told distances",
+        ("image_edit",),
+        _gsi_official,
+        files="--images DATASET; --export DIR and --verdicts DIR to judge",
         has_splits=False,
     ),
 }
@@ -137,14 +211,14 @@ def register_task(name: str, entry: TaskEntry) -> None:
     TASKS[name] = entry
 
 
-def build_task(name: str, options: TaskOptions, detector: Detector | None = None) -> Task:
+def build_task(name: str, options: TaskOptions, judge: Judge | None = None) -> Task:
     """
     Args:
-        detector: judges the pictures of ``geneval-official``; not needed to draw them.
+        judge: judges the pictures of a published benchmark, if it is of its kind; not needed to draw them.
 
     Raises:
         ValueError: no such benchmark, or one of its files is wrong.
     """
     if name not in TASKS:
         raise ValueError(f"there is no benchmark {name!r}. Known: {', '.join(TASKS)}.")
-    return TASKS[name].build(options, detector)
+    return TASKS[name].build(options, judge)

@@ -290,12 +290,13 @@ def geneval_task(
         seed=seed,
         rules=OFFICIAL_RULES,
         rewritten=tuple(wordings[index] for index in chosen) if wordings else (),
-        rewriter="" if rewritten is None else _file_revision(rewritten),
-        source={"prompts": _file_revision(prompts), "num_per_category": num_per_category},
+        rewriter="" if rewritten is None else file_revision(rewritten),
+        source={"prompts": file_revision(prompts), "num_per_category": num_per_category},
     )
 
 
-def _file_revision(path: str | Path) -> str:
+def file_revision(path: str | Path) -> str:
+    """Name and digest of a file."""
     return f"{Path(path).name}@{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}"
 
 

@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from diptych.data.example import ImageIn, Pixels, Text
-from diptych.evals.produce import plan
 from diptych.evals.protocol import Output, Request
-from diptych.evals.references import REFERENCE_NAMES, Reference
-from diptych.evals.score import reference_table
+from diptych.evals.score import reference_tables
 from diptych.evals.task import Unit, Verdict, Verdicts
 from diptych.evals.tasks.scenes import MAX_NEW_TOKENS, SceneItems
 from diptych.scenes.answers import answer_is_correct
@@ -121,11 +119,7 @@ class CrossTaskConsistency(SceneItems):
         return consistency_table(self.facts(verdicts), contender, self.label)
 
     def references(self) -> list[ScoreTable]:
-        tables = []
-        for name in REFERENCE_NAMES:
-            contender = Reference(name, self, self.image_size)
-            tables.append(reference_table(self, contender, plan(self, contender)))
-        return tables
+        return reference_tables(self, self.image_size)
 
     def reference_output(self, reference: str, request: Request) -> Pixels | str:
         """``oracle``: the scene drawn and its answers; ``chance``: a random scene, one of the possible answers."""
