@@ -32,6 +32,7 @@ class ImageGroup:
             with -1; none for images that are looked at, and where the collator is not ``with_context``.
         text_slots: the same for the text before it, where the collator is ``with_text``.
         labels: what is where in the images; None where the source has no labels, and with cached features.
+        codes: of images that are drawn by discrete tokens, as many as are written already (`diptych.unified.tokens`).
     """
 
     images: Float[Tensor, "images 3 height width"] | None
@@ -42,6 +43,7 @@ class ImageGroup:
     context_slots: Int[Tensor, "images context"]
     text_slots: Int[Tensor, "images text"]
     labels: Float[Tensor, "images labels rows cols"] | None = None
+    codes: Int[Tensor, "images written"] | None = None
 
     def __len__(self) -> int:
         return self.slots.shape[0]

@@ -17,7 +17,6 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from diptych.data.batch import Batch, ImageGroup
 from diptych.data.prompt_format import PromptFormat, chatml_format, compact_format
@@ -27,7 +26,7 @@ from diptych.flow.solvers import SOLVERS
 from diptych.flow.time import DiscreteTime, LogitNormalTime, TimeDistribution, UniformTime, time_grid, truncate_sigma
 from diptych.models.connectors import MLPConnector
 from diptych.models.part import build_part, part_kind
-from diptych.objectives.flow_matching import flow_matching_loss
+from diptych.objectives.conditioned_flow import conditioned_flow_loss, stacked_conditions
 from diptych.objectives.labels import label_loss
 from diptych.objectives.loss_term import LossTerm, Objective
 from diptych.objectives.randomness import normal_from_seeds, uniform_from_seeds
@@ -117,7 +116,7 @@ class QueryFlowHead(nn.Module):
         What the denoiser makes of the condition alone is computed once, not at every step. The mask is True where a row
         of the condition counts.
         """
-        joint = self.denoiser.encode_condition(*_stacked(condition, mask, null))
+        joint = self.denoiser.encode_condition(*stacked_conditions(condition, mask, null))
 
         def told_whole(x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
             return self.velocity(x_t, truncate_sigma(t), condition)
@@ -131,22 +130,6 @@ class QueryFlowHead(nn.Module):
         )
         times = time_grid(settings.num_steps, settings.time_shift)
         return SOLVERS[settings.solver](velocity, noise, times, on_step)  # type: ignore[index]
-
-
-def _stacked(
-    condition: Float[Tensor, "images rows dim"],
-    mask: Bool[Tensor, "images rows"] | None,
-    null: Float[Tensor, "others null_rows dim"],
-) -> tuple[Float[Tensor, "both most_rows dim"], Bool[Tensor, "both most_rows"] | None]:
-    """Both as one batch, with a mask of the rows that count where some do not."""
-    most = max(condition.shape[1], null.shape[1])
-    if condition.shape[1] == null.shape[1] and mask is None:
-        return torch.cat([condition, null]), None
-    if mask is None:
-        mask = torch.ones(condition.shape[:2], dtype=torch.bool, device=condition.device)
-    all_true = torch.ones(null.shape[:2], dtype=torch.bool, device=null.device)
-    padded = [F.pad(rows, (0, 0, 0, most - rows.shape[1])) for rows in (condition, null)]
-    return torch.cat(padded), torch.cat([F.pad(own, (0, most - own.shape[1])) for own in (mask, all_true)])
 
 
 def flow_loss(
@@ -165,21 +148,11 @@ def flow_loss(
     Time, noise and dropped conditions follow from each image's seed. The mask is True where a row of the condition
     counts.
     """
-    head = model.image_head
-    data = model.group_features(group, is_output=True).float()
-    shape = (repeats, *data.shape[1:])
-    t = time.at(uniform_from_seeds(seeds, (repeats,), "time")).flatten()
-    noise = normal_from_seeds(seeds, shape, "noise").flatten(0, 1)
-    keep = uniform_from_seeds(seeds, (repeats,), "condition_drop").flatten() >= condition_drop
-    conditions, mask = _stacked(condition, mask, head.null_condition(1).to(condition.dtype))
-    own = torch.arange(len(data), device=data.device).repeat_interleave(repeats, 0)
-    index = torch.where(keep, own, len(data))
-    data = data.repeat_interleave(repeats, 0)
-
-    def predict(x_t: Tensor, t: Tensor) -> Tensor:
-        return head.denoiser(x_t, t, conditions, mask, index)
-
-    return flow_matching_loss(predict, data, noise, t, head.denoiser.prediction, floor), 1 - t
+    denoiser, null = model.image_head.denoiser, model.image_head.null_condition(1)
+    data = model.group_features(group, is_output=True)
+    return conditioned_flow_loss(
+        denoiser, denoiser.prediction, data, condition, mask, null, seeds, time, condition_drop, repeats, floor
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,9 +120,10 @@ def _unified_task(task: TrainingTask, recipe: Recipe[Any], sources: "Mapping[str
             chosen = {source: sources[source] for source, weight in stage.mix.items() if weight > 0}
             fill_cache(model, cache, chosen, stage, autocast_dtype(recipe.precision, model.device) == torch.bfloat16)
 
+    collate = model.collator(cache, getattr(recipe.model, "row_length", None))
     return replace(
         task,
-        collate=model.collator(cache, getattr(recipe.model, "row_length", None)),
+        collate=recipe.model.collate(collate) if hasattr(recipe.model, "collate") else collate,
         prepare_stage=prepare_stage,
         sample=lambda stage, step: draw_samples(model, recipe, stage, sources),
     )

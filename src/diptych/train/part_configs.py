@@ -256,3 +256,123 @@ class LuminaConfig:
             if name.endswith("attention.gate"):
                 parameter.data.fill_(self.initial_gate)
         return denoiser
+
+
+@dataclass(frozen=True, kw_only=True)
+class SanaConfig:
+    """The SANA diffusion transformer with linear attention, any size."""
+
+    condition_dim: int = 96
+    """Width of a condition row."""
+    dim: int = 96
+    """Width."""
+    num_layers: int = 4
+    """Blocks."""
+    num_heads: int = 3
+    """Heads of the linear attention."""
+    num_cross_heads: int = 3
+    """Heads of the cross-attention."""
+    ffn_ratio: float = 2.5
+    """Inner width of the feed-forward layers over the width."""
+    qk_norm: bool = True
+    """Norms of queries and keys: SANA 1.5."""
+    prediction: Literal["velocity", "data", "noise"] = "velocity"
+    """What the network returns."""
+
+    def build(self, channels: int) -> Any:
+        from diptych.models.denoisers.sana import SanaTransformer
+
+        return SanaTransformer(
+            channels=channels,
+            condition_dim=self.condition_dim,
+            dim=self.dim,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_cross_heads=self.num_cross_heads,
+            ffn_ratio=self.ffn_ratio,
+            qk_norm=self.qk_norm,
+            prediction=self.prediction,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextAlignedTokenizerConfig:
+    """Codes of a vision encoder's features (TA-Tok)."""
+
+    encoder: EncoderConfig = field(default_factory=VitConfig)
+    """Whose features they are: SigLIP 2's in the paper."""
+    num_codes: int = 256
+    """Size of the codebook."""
+    code_dim: int = 16
+    """Width of a code."""
+    words: Buildable | None = None
+    """A backbone whose word embeddings the codebook is a map of; None draws them at random."""
+    layer: int | None = None
+    """Block whose output is taken; None takes the encoder's own output."""
+    pool: int = 1
+    """Side of the squares of tokens that are averaged."""
+    image_size: int = 64
+    """Side that images are brought to."""
+    decoder_layers: int = 3
+    """Blocks of the decoder of features."""
+    decoder_heads: int = 4
+    """Its heads."""
+    frozen_encoder: bool = True
+    """The encoder does not learn."""
+
+    def build(self) -> Any:
+        from diptych.models.encoders.ta_tok import TextAlignedTokenizer
+
+        words = None if self.words is None else self.words.build()
+        tokenizer = TextAlignedTokenizer(
+            encoder=self.encoder.build(),
+            num_codes=self.num_codes,
+            code_dim=self.code_dim,
+            word_dim=None if words is None else words.dim,
+            layer=self.layer,
+            pool=self.pool,
+            image_size=self.image_size,
+            decoder_layers=self.decoder_layers,
+            decoder_heads=self.decoder_heads,
+            frozen_encoder=self.frozen_encoder,
+        )
+        if words is not None:
+            import torch
+
+            tokenizer.align_to(words.embed(torch.arange(words.vocab_size)))
+        return tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedPartConfig:
+    """A part of a saved model, or a module inside one, with its weights."""
+
+    path: str
+    """A bundled model's name, a model folder, a checkpoint or a run."""
+    part: str
+    """Its part, such as ``autoencoder``; ``autoencoder.encoder`` is a module inside."""
+
+    def build(self) -> Any:
+        from diptych.unified.folder import load_part
+
+        part, _, inner = self.part.partition(".")
+        try:
+            return load_part(self.path, part).get_submodule(inner)
+        except AttributeError as error:
+            raise ValueError(f"there is no {self.part!r} in {self.path}: {error}.") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrownBackboneConfig:
+    """The backbone of a saved model with tokens added behind its own."""
+
+    path: str
+    """A bundled model's name, a model folder, a checkpoint or a run."""
+    spread: float = 0.0
+    """Standard deviation of the new embeddings around the mean of the old, in theirs; 0 in BLIP3o-NEXT."""
+
+    def build(self, vocab_size: int) -> Any:
+        from diptych.models.backbones.grow import with_more_tokens
+        from diptych.unified.folder import load_part
+
+        return with_more_tokens(load_part(self.path, "backbone"), vocab_size, self.spread)

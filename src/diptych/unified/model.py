@@ -27,6 +27,10 @@ from diptych.flow.solvers import OnStep
 from diptych.models.backbones.protocol import BackboneOutput, Cache
 from diptych.models.preprocess import to_uint8
 from diptych.unified.settings import DrawSettings, GridTable, ImagePolicy
+from diptych.unified.tokens import draws_by_tokens, prompt_latents, sample_codes
+
+SAMPLED_AT_A_TIME = 64
+"""Images whose tokens are written together."""
 
 
 class ImageHead(Protocol):
@@ -118,7 +122,8 @@ class UnifiedModel(nn.Module):
     @property
     def capabilities(self) -> tuple[str, ...]:
         """What the model can do, among text, image_to_text, text_to_image and image_edit."""
-        sees, draws = self.connector is not None, self.image_head is not None
+        sees = self.connector is not None or getattr(self.image_head, "reads_codes", False)
+        draws = self.image_head is not None
         return ("text", *["image_to_text"] * sees, *["text_to_image"] * draws, *["image_edit"] * (sees and draws))
 
     def _check_tokenizer(self) -> None:
@@ -190,19 +195,36 @@ class UnifiedModel(nn.Module):
         shape = embeddings.shape
         flat = embeddings.reshape(-1, shape[-1])
         for group in batch.inputs:
-            if self.connector is None:
-                raise ValueError("this model cannot look at images. `diptych info` lists what it can do.")
-            features = rearrange(
-                self.group_features(group, is_output=False), "images dim rows cols -> images rows cols dim"
-            )
-            tokens = self.connector(features)
-            flat = flat.index_copy(0, group.slots.flatten(), tokens.flatten(0, 2).to(flat.dtype))
+            tokens = self._embed_seen(group)
+            flat = flat.index_copy(0, group.slots.flatten(), tokens.flatten(0, 1).to(flat.dtype))
         for group in batch.outputs:
-            if self.image_head is None:
-                raise ValueError("this model cannot draw images. `diptych info` lists what it can do.")
-            queries = self.image_head.query_embeddings(len(group))
+            queries = self._embed_drawn(group)
             flat = flat.index_copy(0, group.slots.flatten(), queries.flatten(0, 1).to(flat.dtype))
         return flat.reshape(shape)
+
+    def _embed_seen(self, group: ImageGroup) -> Float[Tensor, "images tokens dim"]:
+        """What stands in the places of images that are looked at: their features, or the tokens of their codes."""
+        if getattr(self.image_head, "reads_codes", False) and group.images is not None:
+            return self.backbone.embed(self.image_head.token_ids(self.encoder.codes(group.images))[:, 1:])
+        if self.connector is None:
+            raise ValueError("this model cannot look at images. `diptych info` lists what it can do.")
+        features = rearrange(
+            self.group_features(group, is_output=False), "images dim rows cols -> images rows cols dim"
+        )
+        return self.connector(features).flatten(1, 2)
+
+    def _embed_drawn(self, group: ImageGroup) -> Float[Tensor, "images queries dim"]:
+        """What stands in the places of images that are drawn: queries, or the tokens written so far."""
+        if self.image_head is None:
+            raise ValueError("this model cannot draw images. `diptych info` lists what it can do.")
+        if draws_by_tokens(self.image_head):
+            if group.codes is None:
+                raise ValueError(
+                    "this model draws by discrete tokens, and a batch holds an image without codes. "
+                    "unified.tokens.with_codes adds them."
+                )
+            return self.backbone.embed(self.image_head.token_ids(group.codes))
+        return self.image_head.query_embeddings(len(group))
 
     def forward(self, batch: Batch, layers: Sequence[int] = (), cache: Cache | None = None) -> BackboneOutput:
         """One pass of the backbone over a batch."""
@@ -265,15 +287,18 @@ class UnifiedModel(nn.Module):
             asked = [requests[request] for request in order]
             requests = with_thoughts(self, asked, seeds, settings.think_temperature, to_draw=True)
             order = list(range(len(requests)))
-        conditions = self.condition(requests, (height, width))
+        if draws_by_tokens(self.image_head):  # every image has tokens of its own
+            requests, order = [requests[request] for request in order], list(range(len(order)))
+        conditions = self.condition(requests, (height, width), seeds)
         null = None if negative_prompt is None else self.condition([prompt_parts(negative_prompt)], (height, width))[0]
+        references = self._noise_references(requests, (height, width))
         drawn: dict[int, Image.Image] = {}
-        by_length = sorted(range(len(order)), key=lambda index: len(conditions[order[index]]))
-        for chosen in (by_length[start : start + step] for start in range(0, len(order), step)):
+        for chosen in _alike([len(conditions[r]) for r in order], [references[r] is not None for r in order], step):
             condition, mask = _padded([conditions[order[index]] for index in chosen])
             noise = torch.stack([_noise(seeds[index], shape) for index in chosen]).to(self.device)
             given = None if null is None else null.expand(len(condition), -1, -1)
-            features = self._draw(condition, mask, given, noise, settings, on_step)
+            beside = [latents for index in chosen if (latents := references[order[index]]) is not None]
+            features = self._draw(condition, mask, given, noise, settings, on_step, beside)
             own = {"seeds": [seeds[index] for index in chosen]} if getattr(self._space(), "takes_seeds", False) else {}
             images = self._space().decode(features.to(condition.dtype), **own)
             drawn.update(zip(chosen, _to_images(images), strict=True))
@@ -305,10 +330,18 @@ class UnifiedModel(nn.Module):
         """One pass that keeps what `condition_rows` needs."""
         return self(batch, layers=(0,) if getattr(self.image_head, "sees_context", False) else ())
 
-    def condition(self, requests: Sequence[tuple[Part, ...]], size: tuple[int, int]) -> list[Float[Tensor, "rows dim"]]:
-        """What the image head draws an image after each prompt from (`condition_rows`)."""
+    def condition(
+        self, requests: Sequence[tuple[Part, ...]], size: tuple[int, int], seeds: Sequence[int] | None = None
+    ) -> list[Float[Tensor, "rows dim"]]:
+        """What the image head draws an image after each prompt from (`condition_rows`).
+
+        Args:
+            seeds: one a prompt, for heads that sample tokens first; zeros when absent.
+        """
         if self.image_head is None:
             raise ValueError("this model cannot draw images. `diptych info` lists what it can do.")
+        if draws_by_tokens(self.image_head):
+            return self._sampled_condition(requests, size, [0] * len(requests) if seeds is None else seeds)
         examples = [Example((*parts, ImageOut(size=size)), key=f"prompt {i}") for i, parts in enumerate(requests)]
         collator = self.collator()
         if self.draw_settings.flat_positions:
@@ -322,6 +355,19 @@ class UnifiedModel(nn.Module):
             found.update(zip(group.example_ids.tolist(), own, strict=True))
         return [found[index] for index in range(len(requests))]
 
+    def _sampled_condition(
+        self, requests: Sequence[tuple[Part, ...]], size: tuple[int, int], seeds: Sequence[int]
+    ) -> list[Float[Tensor, "rows dim"]]:
+        head = self.image_head
+        latents = prompt_latents(self, requests, size) if head.sees_latents else [None] * len(requests)
+        found: list[Tensor] = []
+        for start in range(0, len(requests), SAMPLED_AT_A_TIME):
+            here = slice(start, start + SAMPLED_AT_A_TIME)
+            sampled = sample_codes(self, requests[here], size, seeds[here])
+            for states, own in zip(sampled.hidden_states, latents[here], strict=True):
+                found.append(head.condition(states[None], None if own is None else own[None])[0])
+        return found
+
     def _draw(
         self,
         condition: Tensor,
@@ -330,12 +376,23 @@ class UnifiedModel(nn.Module):
         noise: Tensor,
         settings: DrawSettings,
         on_step: OnStep | None,
+        references: Sequence[Tensor] = (),
     ) -> Tensor:
         if null is None:
             null = self.image_head.null_condition(len(condition))
-        masked = {} if mask is None else {"mask": mask}
-        drawn: Tensor = self.image_head.draw(condition, null, noise, settings, on_step, **masked)
+        own: dict[str, Any] = {} if mask is None else {"mask": mask}
+        if references:
+            own["references"] = torch.stack(list(references))
+        drawn: Tensor = self.image_head.draw(condition, null, noise, settings, on_step, **own)
         return drawn
+
+    def _noise_references(
+        self, requests: Sequence[tuple[Part, ...]], size: tuple[int, int]
+    ) -> list[Float[Tensor, "channels rows cols"] | None]:
+        """Latents of the pictures that are edited, for heads that set them beside the noise."""
+        if not getattr(self.image_head, "references_in_noise", False):
+            return [None] * len(requests)
+        return prompt_latents(self, requests, size)
 
     def _settings(self, num_steps: int | None, guidance_scale: float | None, think: bool | None) -> DrawSettings:
         settings = self.draw_settings
@@ -477,6 +534,15 @@ class UnifiedModel(nn.Module):
         }
         total = sum(p.numel() for p in self.parameters())
         return {**self.card, "capabilities": list(self.capabilities), "parts": parts, "parameters": total}
+
+
+def _alike(lengths: Sequence[int], marks: Sequence[bool], step: int) -> list[list[int]]:
+    """Indices in batches of at most ``step``: of similar length, and with the same mark."""
+    batches = []
+    for mark in (False, True):
+        own = sorted((i for i in range(len(lengths)) if marks[i] == mark), key=lambda i: lengths[i])
+        batches += [own[start : start + step] for start in range(0, len(own), step)]
+    return batches
 
 
 def _padded(

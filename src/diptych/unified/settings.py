@@ -96,6 +96,8 @@ class GridTable:
 
     pixels_per_position: int
     pixels_per_cell: tuple[int, int]
+    fixed: tuple[int, int] | None = None
+    """(rows, columns) of every image, where the encoder brings all of them to one size."""
 
     @classmethod
     def of(cls, model: Any) -> "GridTable":
@@ -108,7 +110,10 @@ class GridTable:
             model.autoencoder.latent_shape(*model.images.size)
             cell_out = model.autoencoder.stride
         cell_in = cell_out if model.encoder is None else model.encoder.patch_size
-        return cls(cell_in, (cell_in, cell_out))
+        fixed = model.encoder.fixed_grid() if hasattr(model.encoder, "fixed_grid") else None
+        return cls(cell_in, (cell_in, cell_out), fixed)
 
     def __call__(self, height: int, width: int) -> tuple[int, int]:
+        if self.fixed is not None:
+            return self.fixed
         return max(1, height // self.pixels_per_position), max(1, width // self.pixels_per_position)
