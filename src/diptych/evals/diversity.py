@@ -6,6 +6,7 @@ with f the features of a picture and the Euclidean norm. A design without noise 
 for real pictures that fit the prompts, since more is not better: a picture that ignores the prompt varies most.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,13 +40,16 @@ def diversity(features: Float[np.ndarray, "prompts noises dim"], seed: int = 0) 
     return Score(float(own.mean()), low, high, features.shape[0] * features.shape[1], len(own))
 
 
-def mean_over_seeds(scores: Sequence[Score]) -> Score:
+def mean_over_seeds(scores: Sequence[Score], most: float = math.inf) -> Score:
     """The mean over training seeds, with a 95 % interval for both what training and what the samples draw.
 
     ``half^2 = (t s / sqrt(S))^2 + (mean half of the samples' intervals)^2``, below and above apart: s is the standard
     deviation over the S seeds, t the quantile of Student's distribution with S - 1 degrees of freedom. All seeds are
     asked the same, so the samples' part is not divided by S; what the samples add to s is counted twice, so the
     interval is rather too wide. With one seed it is the samples' interval, which says nothing about training again.
+
+    Args:
+        most: the largest value there can be, 1 for a share; none is below 0.
 
     Raises:
         ValueError: no score.
@@ -60,8 +64,8 @@ def mean_over_seeds(scores: Sequence[Score]) -> Score:
     value = float(values.mean())
     return Score(
         value,
-        value - (between**2 + below**2) ** 0.5,
-        value + (between**2 + above**2) ** 0.5,
+        min(max(value - (between**2 + below**2) ** 0.5, 0.0), value),
+        max(min(value + (between**2 + above**2) ** 0.5, most), value),
         sum(score.num_items for score in scores),
         scores[0].num_groups,
     )
