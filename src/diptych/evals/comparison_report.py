@@ -87,8 +87,8 @@ def _budget_table(comparison: Comparison) -> Table:
         title="Budget",
         columns=("finished", "steps x batch", "examples", "FLOPs", "training time"),
         rows=tuple(rows),
-        note=f"{comparison.budget}. {how}: the stages of a recipe are scaled together, to half a step of the last.{free} "
-        "On the right is what the counted stages of a run really used, as a mean over seeds.",
+        note=f"{comparison.budget}. {how}: the stages of a recipe are scaled together, to half a step of the last."
+        f"{free} On the right is what the counted stages of a run really used, as a mean over seeds.",
     )
 
 
@@ -143,8 +143,8 @@ def _understanding_table(comparison: Comparison) -> Table | None:
         title="Understanding kept or lost",
         columns=(*stages, "gained by generation"),
         rows=tuple(rows),
-        note="Question answering after every stage. On the right is the score at the end less that after the last stage "
-        "before any drawing was learnt, the same questions, with the least and the most over seeds; – where "
+        note="Question answering after every stage. On the right is the score at the end less that after the last "
+        "stage before any drawing was learnt, the same questions, with the least and the most over seeds; – where "
         "both were learnt at once.",
     )
 

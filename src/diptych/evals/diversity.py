@@ -76,8 +76,13 @@ _STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.22
 
 
 def student_quantile(degrees: int) -> float:
-    """The 97.5 % quantile; beyond ten degrees of freedom by two terms of Abramowitz and Stegun 26.7.5."""
+    """The 97.5 % quantile; beyond ten degrees of freedom by three terms of Abramowitz and Stegun 26.7.5."""
     if degrees <= len(_STUDENT):
         return _STUDENT[degrees - 1]
     z = 1.959964
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / degrees**power for power, term in enumerate(terms, start=1))
