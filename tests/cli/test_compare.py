@@ -12,7 +12,15 @@ import pytest
 
 from diptych.cli.compare_cell import COSTS_FILE, measure
 from diptych.cli.compare_cells import _environments
-from diptych.cli.compare_plan import Plan, Scoring, measuring_recipe, sole_use, write_cell_recipe
+from diptych.cli.compare_plan import (
+    Plan,
+    Scoring,
+    check_folder,
+    measuring_recipe,
+    read_scoring,
+    sole_use,
+    write_cell_recipe,
+)
 from diptych.cli.main import INTERRUPTED, main
 from diptych.train.budget import Budget
 from diptych.train.metrics import MetricsLog
@@ -140,12 +148,20 @@ def test_threads_are_shared_by_cells_that_run_together(monkeypatch: pytest.Monke
     assert _environments(9, "cpu")[8] == {"OMP_NUM_THREADS": "1"}
 
 
-def test_a_plan_survives_json():
+def test_a_plan_may_change_until_there_are_cells(tmp_path: Path):
     scoring = Scoring(tasks=("geneval",), num_per_category=1, num_prompts=2, num_noises=2, features=("pixels",))
-    plan = Plan(recipes={"a": load_preset(SECONDS)}, seeds=(0, 1), budget=Budget("minutes", 2.5), uncounted=(),
-                scoring=scoring)  # fmt: skip
-    assert json.loads(json.dumps(plan.to_dict()))["budget"] == "minutes=2.5"
-    assert plan.cell(Path("c"), "a:b", 1) == Path("c/cells/a-b-1")
+    short, long = (
+        Plan(recipes={"a:b": load_preset(SECONDS)}, seeds=(0, 1), budget=Budget("minutes", amount), uncounted=(),
+             scoring=scoring) for amount in (0.1, 2.5)
+    )  # fmt: skip
+    check_folder(tmp_path, short)
+    check_folder(tmp_path, long)
+    assert read_scoring(tmp_path) == scoring
+    write_cell_recipe(long.cell(tmp_path, "a:b", 1), load_preset(SECONDS))
+    assert [path.name for path in (tmp_path / "cells").iterdir()] == ["a-b-1"]
+    check_folder(tmp_path, long)
+    with pytest.raises(ValueError, match=r'holds another comparison:\n  budget: "minutes=2.5" -> "minutes=0.1"'):
+        check_folder(tmp_path, short)
 
 
 @pytest.mark.parametrize(

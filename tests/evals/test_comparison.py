@@ -10,6 +10,7 @@ from diptych.evals.comparison import Cell, before_drawing, loss_charts, pooled_f
 from diptych.evals.comparison_report import Comparison, comparison_json, comparison_report, comparison_tables, markdown
 from diptych.evals.diversity import diversity, mean_over_seeds, pairwise_distances, student_quantile
 from diptych.evals.report import render_report
+from diptych.evals.report_data import Table
 from diptych.evals.run_cost import RunCost, StageCost, read_cost, read_losses
 from diptych.scenes.scores import Score, ScoreTable
 
@@ -194,3 +195,8 @@ def test_a_damaged_cell_is_named(tmp_path):
     (tmp_path / "cell.json").write_text('{"recipe": "a"')
     with pytest.raises(ValueError, match=r"cell.json cannot be read .* Delete it: the cell is then scored again"):
         read_cell(tmp_path)
+
+
+def test_a_table_needs_a_cell_a_column():
+    with pytest.raises(ValueError, match=r"Table 't': a row needs a name and 2 values, got 2 cells"):
+        Table(title="t", columns=("a", "b"), rows=(("row", "1"),))

@@ -161,21 +161,20 @@ def _run_plan(
     from diptych.evals.comparison import CELL_FILE
 
     costs, measured = _step_costs(folder, plan, count, device, lock)
-    trained: dict[str, Recipe[Any]] = {}
+    # All recipes of the first seed first, so that there is something to compare soon.
+    cells = {
+        (name, seed): cell_recipe(plan.recipes[name], seed, plan, costs[name]) for seed in plan.seeds for name in costs
+    }
+    trained = {name: cells[name, plan.seeds[0]] for name in costs}
     jobs: list[Job] = []
-    for seed in plan.seeds:  # all recipes of the first seed first: there is something to compare soon
-        for name, recipe in plan.recipes.items():
-            if name not in costs:
-                continue
-            cell = plan.cell(folder, name, seed)
-            own = cell_recipe(recipe, seed, plan, costs[name])
-            trained.setdefault(name, own)
-            if not (cell / CELL_FILE).exists():
-                write_cell_recipe(cell, own)
-                jobs.append(Job(f"{name}, seed {seed}", cell, ("train", str(cell), device)))
+    for (name, seed), own in cells.items():
+        cell = plan.cell(folder, name, seed)
+        if not (cell / CELL_FILE).exists():
+            write_cell_recipe(cell, own)
+            jobs.append(Job(f"{name}, seed {seed}", cell, ("train", str(cell), device)))
     if measured.is_stopped:
         return Outcome(measured.failed, len(plan.recipes) * len(plan.seeds), True), trained
-    done = len(plan.recipes) * len(plan.seeds) - len(jobs)
+    done = len(cells) - len(jobs)
     if done:
         _say(f"{done} cells are there already")
     outcome = run_jobs(jobs, count, device, lock, _say)

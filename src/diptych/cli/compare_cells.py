@@ -57,6 +57,7 @@ def run_jobs(
     waiting, running = list(jobs), dict[int, tuple[Job, subprocess.Popen[bytes]]]()
     failed: dict[str, str] = {}
     num_missing, stops = 0, 0
+    started = time.monotonic()
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal stops
@@ -88,7 +89,8 @@ def run_jobs(
                     failed[job.name] = _reason(job, code)
                     report(f"{job.name}  failed: {failed[job.name]}")
                 else:
-                    report(f"{job.name}  done")
+                    left = len(running) + len(waiting)
+                    report(f"{job.name}  done{_time_left(time.monotonic() - started, len(jobs), left)}")
             if stops and not deadline:
                 deadline = time.monotonic() + SECONDS_TO_END
             if stops and time.monotonic() > deadline:
@@ -102,6 +104,15 @@ def run_jobs(
             child.kill()
             child.wait()
     return Outcome(failed, num_missing + len(waiting), bool(stops))
+
+
+def _time_left(seconds: float, total: int, left: int) -> str:
+    """How much is done and, where something is left, how long that will take at the pace so far."""
+    if not left:
+        return ""
+    minutes = seconds / (total - left) * left / 60
+    about = f", about {minutes:.0f} min left" if minutes >= 1 else ""
+    return f"  ({total - left} of {total}{about})"
 
 
 def _start(job: Job, environment: Mapping[str, str], lock: int) -> "subprocess.Popen[bytes]":

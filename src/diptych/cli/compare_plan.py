@@ -3,6 +3,8 @@
 import fcntl
 import json
 import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -99,14 +101,15 @@ def make_plan(
 
 
 def check_folder(folder: Path, plan: Plan) -> None:
-    """Writes the plan into a new folder; in one that has a plan, makes sure that it is this one.
+    """Writes the plan into a folder without cells; in one that has cells, makes sure that they are of this plan.
 
     Raises:
         ValueError: the folder has another plan; the message lists old and new values.
     """
     file = folder / PLAN_FILE
     given = json.loads(json.dumps(plan.to_dict()))
-    if not file.exists():
+    if not file.exists() or not (folder / "cells").exists():
+        shutil.rmtree(folder / "measured", ignore_errors=True)
         write_text(file, json.dumps(given, indent=2, ensure_ascii=False) + "\n")
         return
     changes = recipe_changes(json.loads(file.read_text(encoding="utf-8")), given)
@@ -181,7 +184,7 @@ def sole_use(folder: Path, seconds: float = SECONDS_TO_WAIT) -> Iterator[int]:
     """
     descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT)
     try:
-        deadline = time.monotonic() + seconds
+        deadline, is_told = time.monotonic() + seconds, False
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -191,6 +194,9 @@ def sole_use(folder: Path, seconds: float = SECONDS_TO_WAIT) -> Iterator[int]:
                     raise ValueError(
                         f"another comparison is at work in {folder}. Wait for it, or choose another folder with --out."
                     ) from None
+                if not is_told:
+                    print(f"{folder} is in use: waiting for up to {seconds:.0f} s", file=sys.stderr)
+                    is_told = True
                 time.sleep(0.2)
         yield descriptor
     finally:
