@@ -62,7 +62,7 @@ def regressed() -> Recipe[Any]:
 def long() -> Recipe[Any]:
     """``seconds`` with so many steps that it can be killed among them."""
     base = seconds()
-    stages = {name: replace(stage, num_steps=stage.num_steps * 40) for name, stage in base.stages.items()}
+    stages = {name: replace(stage, num_steps=stage.num_steps * 12) for name, stage in base.stages.items()}
     return replace(base, name="tests:long", stages=stages, checkpoints=CheckpointConfig(every_steps=5))
 
 
