@@ -204,7 +204,7 @@ def test_a_stopped_comparison_says_what_is_left(tmp_path: Path):
                                env={**os.environ})  # fmt: skip
     run = tmp_path / "c" / "cells" / "tests-long-0" / "run"
     deadline = time.monotonic() + 200
-    while not (run / "metrics.jsonl").exists() and running.poll() is None and time.monotonic() < deadline:
+    while not MetricsLog(run / "metrics.jsonl").read() and running.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     running.send_signal(signal.SIGTERM)
     _, said = running.communicate(timeout=120)
