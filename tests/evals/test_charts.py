@@ -124,3 +124,18 @@ def test_ticks_are_round_few_and_inside(bounds: tuple[float, float]):
     assert 2 <= len(ticks) <= 8
     assert all(bounds[0] - 1e-9 <= tick <= bounds[1] + 1e-9 for tick in ticks)
     assert all(0 <= axis.place(tick) <= 100.001 for tick in ticks)
+
+
+def test_a_band_lies_around_its_line_and_within_the_axes():
+    line = Line(name="a", x=(0.0, 1.0, 2.0), y=(1.0, 2.0, 3.0), low=(0.5, 1.5, 2.5), high=(1.5, 2.5, 300.0))
+    svg = _svg(_chart(line))
+    (polygon,), (path,) = svg.iter("polygon"), svg.iter("path")
+    corners = [tuple(map(float, corner.split(","))) for corner in polygon.get("points").split()]
+    assert len(corners) == 6 and all(0 <= x <= 480 and 0 <= y <= 270 for x, y in corners)
+    for (x, y), (low_x, low_y), (high_x, high_y) in zip(_points(path), corners[:3], corners[:2:-1], strict=True):
+        assert (low_x, high_x) == (x, x) and low_y > y > high_y
+
+
+def test_a_band_needs_both_edges_at_every_point():
+    with pytest.raises(ValueError, match=r"both edges at all of its 2 points, or none, got 2 and 1 values"):
+        Line(name="a", x=(0.0, 1.0), y=(1.0, 2.0), low=(0.0, 1.0), high=(2.0,))

@@ -88,10 +88,10 @@ def test_two_runs(runs, capsys):
     assert found["question-answering", "color"].value == 1.0
     assert found["consistency", ""].value == 1.0 and found["consistency", ""].num_groups == 4
     capsys.readouterr()
-    assert main(["compare-scores", str(runs / "constant"), str(runs / "oracle")]) == 0
+    assert main(["compare", str(runs / "constant"), str(runs / "oracle")]) == 0
     printed = capsys.readouterr().out
     assert "question-answering" in printed and "+1.000 to +1.000" in printed and "constant" in printed
-    assert main(["compare-scores", str(runs / "constant"), str(runs / "oracle"), "--json"]) == 0
+    assert main(["compare", str(runs / "constant"), str(runs / "oracle"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["benchmark"] == "question-answering"
     tables = merged_tables([runs / "constant", runs / "oracle"])
     assert [table.contender for table in tables] == ["constant", "oracle"] * 2

@@ -50,8 +50,8 @@ VERBS = {
     "ask": Verb("ask IMAGE QUESTION", "ask a question about a picture", "diptych.cli.ask"),
     "edit": Verb("edit IMAGE INSTRUCTION", "change a picture as told", "diptych.cli.edit"),
     "evaluate": Verb("evaluate MODEL --on TASKS", "measure a model, with intervals", "diptych.cli.evaluate"),
-    "compare-scores": Verb(
-        "compare-scores RUN RUN", "two evaluations item by item, with a paired test", "diptych.cli.compare_scores"
+    "compare": Verb(
+        "compare RECIPE … | RUN RUN", "recipes under one budget, or two evaluations", "diptych.cli.compare"
     ),
     "fd": Verb("fd GENERATED REFERENCE", "Fréchet distances between sets of images", "diptych.cli.fd"),
     "data": Verb("data check|pack PATH", "inspect training data, or pack it into tars", "diptych.cli.data"),

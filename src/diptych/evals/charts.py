@@ -67,6 +67,8 @@ def line_chart(chart: Chart) -> Html:
         return element("figure", heading, element("p", "No finite value was recorded.", class_="note"), class_="chart")
     x_axis, y_axis = _axes(chart, [points for _, points in drawn])
     marks: list[Html] = []
+    for line_index, (line, _) in enumerate(drawn):
+        marks.extend(_draw_band(line, x_axis, y_axis, color_class(chart, line_index)))
     for line_index, (_, points) in enumerate(drawn):
         marks.extend(_draw_line(points, x_axis, y_axis, color_class(chart, line_index)))
     svg = element(
@@ -224,6 +226,18 @@ def _draw_line(points: list[Point], x_axis: Axis, y_axis: Axis, style: str) -> l
         element("path", d=path(points), class_=f"line raw {style}"),
         element("path", d=path(_smoothed(points)), class_=f"line {style}"),
     ]
+
+
+def _draw_band(line: Line, x_axis: Axis, y_axis: Axis, style: str) -> list[Html]:
+    """The area between the edges of a line's band, cut at the axes; smoothed like the line."""
+    band = [edge for edge in line.finite_band() if edge[1] > 0 or not y_axis.is_log]
+    if len(band) < 2:
+        return []
+    low = _smoothed(_thinned([(x, edge) for x, edge, _ in band]))
+    high = _smoothed(_thinned([(x, edge) for x, _, edge in band]))
+    top, bottom = y_axis.end, y_axis.start
+    corners = [(x_axis.place(x), min(max(y_axis.place(y), top), bottom)) for x, y in [*low, *reversed(high)]]
+    return [element("polygon", points=" ".join(f"{x:.1f},{y:.1f}" for x, y in corners), class_=f"band {style}")]
 
 
 def _smoothed(points: list[Point]) -> list[Point]:

@@ -31,6 +31,7 @@ from diptych.evals.report_data import (
     Picture,
     ReportData,
     ScoreBoard,
+    Table,
 )
 from diptych.evals.run_folder import report_data_from_run
 
@@ -112,7 +113,8 @@ def _sections(data: ReportData) -> list[tuple[str, Html]]:
             if data.charts
             else Html(""),
         ),
-        ("Samples during training", join([_filmstrip(strip) for strip in data.filmstrips])),
+        (data.filmstrips_title, join([_filmstrip(strip) for strip in data.filmstrips])),
+        (data.tables_title, join([_table(table) for table in data.tables])),
         ("Model", _parts(data.parts)),
         ("Recipe and files", _recipe_and_files(data)),
     ]
@@ -304,6 +306,13 @@ def _filmstrip(strip: Filmstrip) -> Html:
     return join(
         [heading, element("div", element("table", element("thead", head), element("tbody", rows)), class_="strip")]
     )
+
+
+def _table(table: Table) -> Html:
+    head = element("tr", element("th", ""), [element("th", name) for name in table.columns])
+    rows = [element("tr", [element("td", cell) for cell in row]) for row in table.rows]
+    body = element("table", element("thead", head), element("tbody", rows), class_="parts")
+    return join([_heading(table.title, table.note), element("div", body, class_="scroll")])
 
 
 def _parts(parts: Sequence[Part]) -> Html:

@@ -86,10 +86,24 @@ class Line:
     name: str
     x: tuple[Number, ...]
     y: tuple[Number, ...]
+    low: tuple[Number, ...] = ()
+    """Lower edge of a band around the line, such as the least of several runs; no band where it is empty."""
+    high: tuple[Number, ...] = ()
+    """Upper edge of the band."""
 
     def __post_init__(self) -> None:
         if len(self.x) != len(self.y):
             raise ValueError(f"Line {self.name!r} needs as many x as y, got {len(self.x)} and {len(self.y)}.")
+        if len(self.low) != len(self.high) or len(self.low) not in (0, len(self.x)):
+            raise ValueError(
+                f"Line {self.name!r} needs a band with both edges at all of its {len(self.x)} points, or none, got "
+                f"{len(self.low)} and {len(self.high)} values."
+            )
+
+    def finite_band(self) -> list[tuple[Number, Number, Number]]:
+        """x, lower and upper edge where all are finite."""
+        edges = zip(self.x, self.low, self.high, strict=True) if self.low else ()
+        return [edge for edge in edges if all(map(math.isfinite, edge))]
 
     def finite_points(self) -> list[tuple[Number, Number]]:
         return [(x, y) for x, y in zip(self.x, self.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
@@ -199,6 +213,25 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Table:
+    """Anything with a name for each row and column, as text."""
+
+    title: str
+    columns: tuple[str, ...]
+    """Of the values; the names of the rows have no heading."""
+    rows: tuple[tuple[str, ...], ...]
+    """The name of the row and then its values."""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns) + 1:
+                raise ValueError(
+                    f"Table {self.title!r}: a row needs a name and {len(self.columns)} values, got {len(row)} cells."
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FileLink:
     """A file beside the report."""
 
@@ -222,6 +255,9 @@ class ReportData:
     score_boards: tuple[ScoreBoard, ...] = ()
     charts: tuple[Chart, ...] = ()
     filmstrips: tuple[Filmstrip, ...] = ()
+    filmstrips_title: str = "Samples during training"
+    tables: tuple[Table, ...] = ()
+    tables_title: str = "Tables"
     answers: tuple[Answer, ...] = ()
     edits: tuple[Edit, ...] = ()
     parts: tuple[Part, ...] = ()

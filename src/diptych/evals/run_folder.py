@@ -47,7 +47,7 @@ def report_data_from_run(run_dir: str | Path) -> ReportData:
     if not (folder / "recipe.json").exists() and not (folder / "metrics.jsonl").exists():
         raise ValueError(f"{folder} is no run folder: it has neither recipe.json nor metrics.jsonl.")
     recipe = _read_json(folder / "recipe.json")
-    lines = _read_metrics(folder / "metrics.jsonl")
+    lines = read_metrics(folder / "metrics.jsonl")
     environment = _first_session(_read_json(folder / "environment.json"))
     scores = read_scores(folder / SCORES_FILE) if (folder / SCORES_FILE).exists() else []
     seconds = max((float(line.get("time", 0.0)) for line in lines), default=0.0)
@@ -285,7 +285,7 @@ def _read_json(path: Path) -> Any:
         raise ValueError(f"{path} is damaged: {error}.") from None
 
 
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
     """All whole lines; a run that was killed may have left half a line at the end."""
     lines = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:

@@ -92,7 +92,10 @@ def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> Trai
         tables = [
             table for name in settings.scorers for table in scorers[name](model, settings.num_prompts, settings.seed)
         ]
-        write_scores(tables, run_dir / "scores.json", {"model": recipe.name, "stage": stage})
+        about = {"model": recipe.name, "stage": stage}
+        write_scores(tables, run_dir / "scores.json", about)
+        if settings.every_stage:
+            write_scores(tables, run_dir / "scores" / f"{stage}.json", about)
         return {table.benchmark: table.overall.value for table in tables if table.contender == "model"}
 
     task = TrainingTask(

@@ -4,7 +4,8 @@ Every line has ``step`` (optimizer steps of the whole run so far), ``stage``, ``
 all sessions), and an ``event``:
 
 - ``train``: means since the previous such line. ``loss`` (weighted sum), ``loss/TERM``, ``loss/TERM/sigma A-B`` (by
-  noise level), ``stage_step``, ``lr``, ``grad_norm``, ``examples_per_second``, ``tokens_per_second``, ``mfu``.
+  noise level), ``stage_step``, ``lr``, ``grad_norm``, ``examples_per_second``, ``tokens_per_second``, ``mfu``; with
+  ``logging.cost`` also ``flops_per_step`` and ``peak_memory`` (bytes).
 - ``scores``: what the task's ``evaluate`` returned, as ``score/NAME``.
 - ``stage_end``: the stage's end, once everything that belongs to it is done.
 """

@@ -131,6 +131,20 @@ class PretrainedEncoderConfig:
         return load_huggingface_encoder(self.path)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpaceEncoderConfig:
+    """The generation space of a saved model, to look at images with."""
+
+    source: str = "diptych-scenes"
+    """A bundled model or a model folder."""
+
+    def build(self) -> "nn.Module":
+        from diptych.models.encoders.space_features import SpaceEncoder
+        from diptych.unified.folder import load_part
+
+        return SpaceEncoder(space=load_part(self.source, "autoencoder"))
+
+
 EncoderConfig: TypeAlias = VitConfig | PretrainedEncoderConfig | Buildable
 """These, or any config whose ``build()`` returns a vision encoder, such as those of ``diptych.interop``."""
 

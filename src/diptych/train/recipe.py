@@ -233,6 +233,8 @@ class LoggingConfig:
     """Equal bins of sigma in [0, 1] by which the flow loss is reported."""
     trackers: tuple[Tracker, ...] = ()
     """Trackers beside metrics.jsonl."""
+    cost: bool = False
+    """Also log peak memory and the FLOPs of a step; these are counted on the first one of a stage by a second pass."""
 
     def __post_init__(self) -> None:
         _check_at_least("logging.every_steps", self.every_steps, 1)

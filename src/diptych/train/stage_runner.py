@@ -26,7 +26,7 @@ from diptych.train.serialization import recipe_to_dict
 from diptych.train.sharding import collected, full, gather_into, local, shard, sharded_copy
 from diptych.train.stage_data import StepInputs, step_inputs
 from diptych.train.step import Step, StepModule, StepResult, objective_of
-from diptych.train.throughput import SpeedMeter, count_flops, peak_flops
+from diptych.train.throughput import SpeedMeter, count_flops, peak_flops, peak_memory
 from diptych.train.weights import trained_weights
 
 logger = logging.getLogger(__name__)
@@ -71,6 +71,7 @@ class StageRunner:
         self.ema = None if decay is None else WeightAverage(self.parameters, decay)
         self.losses = LossMeter(self.weights, run.recipe.logging.noise_level_bins)
         self.speed = SpeedMeter(peak=peak_flops(self.processes.device, precision))
+        self.counts_flops = run.recipe.logging.cost
         self.counted: set[str] = set()
         if state is not None:
             self._load(state)
@@ -137,7 +138,7 @@ class StageRunner:
         self._drop_gradients()
         batches = [batch.to(self.processes.device) for batch in inputs.batches]
         wants_stop = self.run.stop.requested is not None
-        if self.speed.peak and not self.speed.flops_per_step:
+        if (self.speed.peak or self.counts_flops) and not self.speed.flops_per_step:
             self._count_flops(inputs, batches)
         result = self.passes.run(batches, inputs.seeds, wants_stop)
         grad_norm = self._clip()
@@ -167,8 +168,8 @@ class StageRunner:
         try:
             self.speed.flops_per_step = count_flops(lambda: self.passes.run(batches, inputs.seeds))
         except (RuntimeError, NotImplementedError) as error:  # an operation the counter cannot follow
-            logger.warning("MFU is not shown: FLOPs could not be counted (%s).", error)
-            self.speed.peak = None
+            logger.warning("FLOPs and MFU are not shown: they could not be counted (%s).", error)
+            self.speed.peak, self.counts_flops = None, False
         self._drop_gradients()
 
     def _drop_gradients(self) -> None:
@@ -187,6 +188,10 @@ class StageRunner:
     def _log(self) -> None:
         lr = self.stage.optimizer.lr * lr_factor(self.stage.optimizer, self.done - 1, self.stage.num_steps)
         metrics = {**self.losses.read(self.processes), **self.speed.read(), "lr": lr}
+        if self.run.recipe.logging.cost:
+            metrics |= {"peak_memory": float(peak_memory(self.processes.device))}
+            if self.speed.flops_per_step:  # of one process, which are alike
+                metrics["flops_per_step"] = float(self.speed.flops_per_step * self.processes.count)
         if self.companion is not None:
             metrics |= self.companion.metrics()
         bad = getattr(self.stream, "num_bad", {})

@@ -1,5 +1,6 @@
 """Speed of a stage: examples, tokens, and the share of the device's peak (model FLOPs utilisation, MFU)."""
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +37,16 @@ def count_flops(run: Callable[[], object]) -> int:
     with counter:
         run()
     return counter.get_total_flops()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes in use so far: of tensors on a GPU, else of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @dataclass

@@ -1,23 +1,12 @@
-"""``diptych compare-scores``: two evaluations of the same items, with paired intervals and a test of the difference."""
-
-from argparse import Namespace
-
-from diptych.cli.parser import Parser
-
-DESCRIPTION = """\
-Compares two folders that `diptych evaluate` wrote, item by item. What was asked or judged differently is refused.
-A difference is the second minus the first, with a 95 % interval and the probability of one as large by chance."""
-EXAMPLES = """\
-  diptych compare-scores scores-before scores-after
-  diptych compare-scores scores-before scores-after --json"""
+"""``diptych compare RUN RUN``: two evaluations of the same items, with paired intervals and a paired test."""
 
 
-def add_arguments(parser: Parser) -> None:
-    parser.add_argument("runs", nargs=2, metavar="RUN", help="folders of evaluations")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+def compare_runs(first: str, second: str, as_json: bool) -> int:
+    """Prints the differences of two folders that ``diptych evaluate`` wrote.
 
-
-def run(arguments: Namespace) -> int:
+    Raises:
+        FileNotFoundError, ValueError: see `diptych.evals.compare_scores.compare_scores`.
+    """
     import json
     from dataclasses import asdict
 
@@ -26,9 +15,8 @@ def run(arguments: Namespace) -> int:
     from diptych.cli.score_tables import print_scores
     from diptych.evals.compare_scores import compare_scores, merged_tables
 
-    first, second = arguments.runs
     differences = compare_scores(first, second)
-    if arguments.json:
+    if as_json:
         print(json.dumps([asdict(difference) for difference in differences], indent=2))
         return 0
     print_scores(merged_tables([first, second]), Console(highlight=False))

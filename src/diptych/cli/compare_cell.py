@@ -1,0 +1,283 @@
+"""One cell of a comparison in a process of its own: ``python -m diptych.cli.compare_cell train|measure FOLDER DEVICE``.
+
+``train`` trains the folder's ``recipe.json``, or goes on with it, scores the model and writes ``cell.json``;
+``measure`` writes ``costs.json``, what a step of each stage costs. Both files are written whole or not at all.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from diptych.cli.compare_plan import Scoring, has_own_scorers, read_cell_recipe, read_scoring
+from diptych.cli.demo import learnt_tasks
+from diptych.cli.evaluate import _NEEDS as NEEDS
+from diptych.cli.evaluate import Scored, score_model
+from diptych.cli.main import INTERRUPTED, USER_ERROR, explain
+from diptych.cli.train import train_recipe
+from diptych.evals.comparison import CELL_FILE, FORMAT_VERSION
+from diptych.evals.run_cost import read_cost
+from diptych.evals.run_folder import read_metrics
+from diptych.train.run_folder import write_text
+
+if TYPE_CHECKING:
+    from diptych.frechet.features import Features
+    from diptych.scenes.scores import Score, ScoreTable
+    from diptych.train.recipe import Recipe
+    from diptych.unified import UnifiedModel
+
+COSTS_FILE = "costs.json"
+SECONDS_BETWEEN_LOOKS = 0.5
+MIN_FOR_DISTANCE = 20
+"""Drawings below which no Fréchet distance is computed: two to each of the ten groups of its interval."""
+REFERENCE_SEED, VALIDATION_SEED = 101, 202
+"""Of the real pictures of the scored prompts: the reference of FD, and those whose distance from it is the unit."""
+
+
+def main(words: Sequence[str]) -> int:
+    """Runs one cell; an exit code as that of ``diptych``."""
+    mode, folder, device = words
+    end_with_parent(os.getppid())
+    try:
+        return measure(Path(folder), device) if mode == "measure" else train_and_score(Path(folder), device)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        print(f"diptych: {message}", file=sys.stderr)
+        return USER_ERROR
+
+
+def end_with_parent(parent: int) -> None:
+    """Once the comparison is gone, however it went, this process is told to save and end."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def measure(folder: Path, device: str) -> int:
+    """FLOPs and seconds of a step of each stage, by a few steps of it; the median, without the first."""
+    run_dir = folder / "run"
+    shutil.rmtree(run_dir, ignore_errors=True)
+    if not train_recipe(read_cell_recipe(folder), run_dir, device).finished:
+        return INTERRUPTED
+    lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if line["event"] == "train"]
+    costs = {}
+    for stage in dict.fromkeys(line["stage"] for line in lines):
+        own = [line for line in lines if line["stage"] == stage]
+        seconds = median(line["seconds_per_step"] for line in own if line["stage_step"] > 1)
+        costs[stage] = {"flops": own[0].get("flops_per_step"), "minutes": seconds / 60}
+    write_text(folder / COSTS_FILE, json.dumps(costs, indent=2) + "\n")
+    shutil.rmtree(run_dir)
+    return 0
+
+
+def train_and_score(folder: Path, device: str) -> int:
+    """Trains what is left to train, scores, and writes the cell's file."""
+    from diptych.evals.scores_file import read_scores
+    from diptych.loading import load
+    from diptych.unified import UnifiedModel
+
+    recipe, scoring = read_cell_recipe(folder), read_scoring(folder.parents[1])
+    run_dir = folder / "run"
+    result = train_recipe(recipe, run_dir, device, resume=(run_dir / "recipe.json").exists())
+    if not result.finished:
+        return INTERRUPTED
+    started = time.perf_counter()
+    record: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "recipe": recipe.name,
+        "seed": recipe.seed,
+        "cost": read_cost(run_dir).to_dict(),
+        "tables": [],
+        "stage_scores": {},
+        "diversity": {},
+        "diversity_of_real": {},
+        "distances": {},
+        "prompts": [],
+        "num_noises": 0,
+    }
+    if has_own_scorers(recipe):
+        tables = read_scores(run_dir / "scores.json") if (run_dir / "scores.json").exists() else []
+        record["tables"] = [_named(table, recipe.name).to_dict() for table in tables]
+    else:
+        model = load(run_dir, device=device)
+        assert isinstance(model, UnifiedModel)
+        record |= score_unified(model, recipe, scoring, folder)
+    record["scoring_seconds"] = round(time.perf_counter() - started, 1)
+    record["device"] = _device_name(device)
+    write_text(folder / CELL_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    return 0
+
+
+def score_unified(model: "UnifiedModel", recipe: "Recipe[Any]", scoring: Scoring, folder: Path) -> dict[str, Any]:
+    """Benchmarks, understanding after each stage, and what the pictures for the grid and of the benchmark say."""
+    stage_tables = _stage_tables(folder / "run", recipe)
+    tasks = [task for task in learnt_tasks(recipe, scoring.tasks) if NEEDS[task] in model.capabilities]
+    if stage_tables:
+        tasks.remove("questions")  # the run has scored them at its end
+    scored = score_model(
+        model, tasks, num_per_category=scoring.num_per_category, seed=scoring.seed, contender=recipe.name
+    )
+    last = list(recipe.stages)[-1]
+    record: dict[str, Any] = {
+        "tables": [table.to_dict() for table in (*scored.tables, *stage_tables.get(last, ()))],
+        "stage_scores": _overall_by_stage(stage_tables, recipe.name),
+    }
+    if "text_to_image" in model.capabilities:
+        networks = _networks(scoring.features, model)
+        record |= draw_for_grid(model, recipe, scoring, folder, networks)
+        record["distances"] = distances(scored, scoring, model.images.size, networks)
+    return record
+
+
+def draw_for_grid(
+    model: "UnifiedModel", recipe: "Recipe[Any]", scoring: Scoring, folder: Path, networks: "dict[str, Features]"
+) -> dict[str, Any]:
+    """The pictures of the grid, and how much those of one prompt differ, beside real ones that fit it.
+
+    Picture k of prompt i is drawn from the noise of seed ``i * num_noises + k``, the same for every model.
+    """
+    import numpy as np
+
+    from diptych.data.picture_files import save_png
+    from diptych.evals.scenes_report import evenly
+    from diptych.scenes.draw import draw
+    from diptych.scenes.twin import oracle_scenes, twin_prompts
+
+    num = scoring.num_noises
+    prompts = evenly(twin_prompts("test", -(-scoring.num_prompts // 6), scoring.seed), scoring.num_prompts)
+    texts = [str(prompt["prompt"]) for prompt in prompts]
+    images = model.generate_image(texts, num_images=num, seed=0)
+    for index, image in enumerate(images):
+        prompt, noise = divmod(index, num)
+        about = {"recipe": recipe.name, "training_seed": recipe.seed, "prompt": texts[prompt], "seed": index}
+        save_png(image, folder / "pictures" / f"{prompt:02d}-{noise}.png", about)
+    real = [draw(oracle_scenes([prompt], 1000 * i + k)[0], model.images.size)
+            for i, prompt in enumerate(prompts) for k in range(num)]  # fmt: skip
+    drawn = np.stack([np.asarray(image) for image in images])
+    return {
+        "prompts": texts,
+        "num_noises": num,
+        "diversity": _diversity(drawn, networks, num),
+        "diversity_of_real": _diversity(np.stack(real), networks, num),
+    }
+
+
+def _diversity(images: Any, networks: "dict[str, Features]", num_noises: int) -> dict[str, Any]:
+    from diptych.evals.diversity import diversity
+
+    found = {}
+    for name, network in networks.items():
+        rows = _rows(network, images).cpu().numpy()
+        found[name] = asdict(diversity(rows.reshape(-1, num_noises, rows.shape[1])))
+    return found
+
+
+def distances(
+    scored: Scored, scoring: Scoring, size: tuple[int, int], networks: "dict[str, Features]"
+) -> dict[str, dict[str, Any]]:
+    """FD of the benchmark's drawings from real pictures of the same prompts, and FDr; none of too few drawings."""
+    import numpy as np
+
+    from diptych.frechet.distance import frechet_distance
+    from diptych.frechet.ratio import NUM_GROUPS, distance_estimate, fdr, merged
+    from diptych.scenes.draw import draw
+    from diptych.scenes.twin import oracle_scenes, twin_prompts
+
+    drawn = [sample.drawn for sample in scored.samples if sample.benchmark == "geneval" and sample.drawn is not None]
+    if len(drawn) < MIN_FOR_DISTANCE:
+        return {}
+    prompts = twin_prompts("test", scoring.num_per_category, scoring.seed)
+    reference, validation = (
+        np.stack([draw(scene, size) for scene in oracle_scenes(prompts, seed)])
+        for seed in (REFERENCE_SEED, VALIDATION_SEED)
+    )
+    found = {}
+    for name, network in networks.items():
+        sides = []
+        for images in (np.stack(drawn), reference, validation):
+            rows, groups = _rows(network, images).cpu(), []
+            for group in range(NUM_GROUPS):
+                groups.append(network.new_moments())
+                groups[-1].update(rows[group::NUM_GROUPS])
+            sides.append(groups)
+        estimate = distance_estimate(sides[0], sides[1])
+        unit = frechet_distance(merged(sides[2]), merged(sides[1]))
+        found[name] = {
+            "value": estimate.value,
+            "low": min(estimate.low, estimate.value),
+            "high": estimate.high,
+            "count": len(drawn),
+            "normaliser": unit,
+            "fdr": fdr(estimate.value, unit) if unit > 0 else None,
+            "network": network.network_id,
+        }
+    return found
+
+
+def _networks(names: Sequence[str], model: "UnifiedModel") -> "dict[str, Features]":
+    from diptych.interop.feature_networks import load_features
+
+    return {name: load_features(name).to(model.device) for name in names}
+
+
+def _rows(network: "Features", images: Any) -> Any:
+    """Features of ``num height width 3`` pixels."""
+    import torch
+
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    device = next(iter(network.parameters()), torch.empty(0)).device
+    with torch.no_grad():
+        return torch.cat([network(batch.to(device)) for batch in pixels.split(64)])
+
+
+def _stage_tables(run_dir: Path, recipe: "Recipe[Any]") -> "dict[str, list[ScoreTable]]":
+    """What the run scored after each stage, in the order of the stages."""
+    from diptych.evals.scores_file import read_scores
+
+    files = {name: run_dir / "scores" / f"{name}.json" for name in recipe.stages}
+    return {
+        name: [_named(table, recipe.name) for table in read_scores(file)]
+        for name, file in files.items()
+        if file.exists()
+    }
+
+
+def _overall_by_stage(tables: "dict[str, list[ScoreTable]]", contender: str) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for stage, own in tables.items():
+        for table in own:
+            if table.contender == contender:
+                score: Score = table.overall
+                found.setdefault(table.benchmark, {})[stage] = asdict(score)
+    return found
+
+
+def _named(table: "ScoreTable", name: str) -> "ScoreTable":
+    """A run calls what it trains "model"."""
+    return replace(table, contender=name) if table.contender == "model" else table
+
+
+def _device_name(device: str) -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if device == "auto" and torch.cuda.is_available() else "CPU"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
