@@ -250,7 +250,7 @@ def test_a_checkpoint_is_a_model(run_folder: Path, tmp_path: Path, capsys: pytes
 def test_train_refuses_what_cannot_work(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "diptych train needs a RECIPE. recipes: blip3o:" in _fails(capsys, "train")
     assert "unknown recipe 'blip3'. Did you mean blip3o" in _fails(capsys, "train", "blip3:tiny")
-    assert "has no preset 'secnds'. Did you mean tests.cli.tiny_recipe:seconds?" in _fails(
+    assert "has no preset 'secnds'. Did you mean tests.cli.tiny_recipe:seconds" in _fails(
         capsys, "train", RECIPE.replace("seconds", "secnds")
     )
     assert "unknown field --stages.joint.num-step. Did you mean --stages.joint.num-steps" in _fails(

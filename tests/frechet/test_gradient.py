@@ -120,13 +120,17 @@ def test_singular_populations_have_the_gradient_of_the_kept_subspace(case):
 
 
 def test_plain_autograd_gives_nan_for_a_dead_feature():
-    """Why there is a cut-off: the feature is dead in the reference too, so an eigenvalue is exactly zero."""
+    """Why there is a cut-off: the feature is dead in the reference too, so an eigenvalue is zero.
+
+    Beside other features some LAPACKs find a zero of 1e-20 and no NaN, so autograd is shown the dead one alone.
+    """
     real_features, features = normal(50, 4, 0), normal(20, 4, 1)
     real_features[:, 2] = features[:, 2] = 0
     real = moments_of(real_features)
+    dead = features[:, 2:3].clone().requires_grad_()
+    (plain,) = torch.autograd.grad(plain_distance(dead, moments_of(real_features[:, 2:3])), dead)
+    assert plain.isnan().all()
     features.requires_grad_()
-    (plain,) = torch.autograd.grad(plain_distance(features, real), features)
-    assert plain.isnan().any()
     (ours,) = torch.autograd.grad(frechet_to_reference(*batch_moments(features), FrechetReference.of(real)), features)
     assert ours.isfinite().all()
     alive = [0, 1, 3]

@@ -127,9 +127,9 @@ def test_distances_fall_and_the_loss_stays_at_the_number_of_representations(tmp_
     base = fd_loss.tiny()
     plan = replace(
         base,
-        model=replace(base.model, num_reference=600, num_warm_start=128),
-        stages={"one_step": replace(base.stages["one_step"], num_steps=50, batch_size=24)},
-        evaluation=EvaluationConfig(scorers=("fdr",), num_prompts=160),
+        model=replace(base.model, num_reference=1000, num_warm_start=256),
+        stages={"one_step": replace(base.stages["one_step"], num_steps=60, batch_size=24)},
+        evaluation=EvaluationConfig(scorers=("fdr",), num_prompts=256),
     )
     run(plan, tmp_path / "run")
     lines = [line for line in logged(tmp_path / "run") if line["event"] == "train"]
