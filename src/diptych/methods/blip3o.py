@@ -332,6 +332,10 @@ class Blip3oConfig:
     """Largest noise on features from which labels are told: the more, the more of the features is about them."""
     cache_features: bool = False
     """Encode every image once and keep its features in memory, in stages that do not train the generation space."""
+    feature_cache: str | None = None
+    """Folder of features that ``diptych cache`` encoded, read in stages that do not train the generation space."""
+    feature_cache_missing: Literal["encode", "refuse"] = "encode"
+    """What becomes of images that ``feature_cache`` lacks: encoded in every step and counted, or an error."""
     frozen_prefix: bool = True
     """In stages that train the image head alone, read prompts without a graph and compute no logits; losses and
     gradients are the same. False is for comparison."""
