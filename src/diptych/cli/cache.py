@@ -38,7 +38,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    from diptych.methods.feature_cache import fill_files
+    from diptych.unified.feature_cache import fill_files
 
     part = _part(arguments.part)
     writable_folder(arguments.out)

@@ -28,7 +28,6 @@ from diptych.data.sources.scenes import SceneExamples
 from diptych.data.stream import MixtureStream
 from diptych.evals.scenes import SCENE_TASKS, evaluate_scenes
 from diptych.evals.scores_file import write_scores
-from diptych.methods.feature_cache import maker_of
 from diptych.models.preprocess import to_uint8
 from diptych.scenes.scores import ScoreTable
 from diptych.train.parts import matching_parts, parts_of
@@ -36,6 +35,7 @@ from diptych.train.precision import autocast_dtype
 from diptych.train.recipe import Recipe, Stage
 from diptych.train.task import TrainingTask
 from diptych.unified import DrawSettings, UnifiedModel
+from diptych.unified.feature_cache import maker_of
 
 if TYPE_CHECKING:
     from diptych.data.sources.protocol import Source

@@ -15,7 +15,7 @@ from diptych.data.example import ImageLike, Text, load_pixels
 from diptych.data.feature_cache import image_key
 from diptych.data.feature_files import CacheMaker, FeatureFiles, FeatureWriter, StoredDtype
 from diptych.data.sources.protocol import BadRecord
-from diptych.unified import UnifiedModel
+from diptych.unified.model import UnifiedModel
 
 if TYPE_CHECKING:
     from diptych.data.sources.protocol import Source

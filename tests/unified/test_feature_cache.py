@@ -17,12 +17,12 @@ from diptych.cli.main import main
 from diptych.data.feature_cache import FeatureCache
 from diptych.data.feature_files import FeatureFiles, FeatureWriter
 from diptych.data.sources.folder import FolderSource
-from diptych.methods.feature_cache import fill_files, maker_of
 from diptych.methods.training import build_task
 from diptych.train.loop import train
 from diptych.train.recipe import Recipe, Stage
 from diptych.train.serialization import to_json
 from diptych.unified import ImagePolicy
+from diptych.unified.feature_cache import fill_files, maker_of
 from tests.tiny_models import TINY, tiny_model
 
 NUM = 24
