@@ -8,6 +8,7 @@ import torch
 from diptych.data.layout import SpanKind
 from diptych.data.sources.scenes import ScenesSource
 from diptych.methods.blip3o import Blip3oObjectives
+from diptych.models.backbones.transformers_lm import TransformersBackbone
 from diptych.unified.frozen_prefix import forward_for_queries, reads_frozen
 from tests.tiny_models import TINY, tiny_model
 
@@ -98,3 +99,19 @@ def test_a_batch_whose_text_sees_queries_is_refused():
     layout = replace(batch.layout, is_hidden=torch.zeros_like(batch.layout.is_hidden))
     with pytest.raises(ValueError, match=r"sees the queries of a drawn image.*set model.frozen_prefix to false"):
         forward_for_queries(model, replace(batch, layout=layout))
+
+
+@pytest.mark.parametrize("row_length", [None, 200])
+def test_language_models_of_transformers_read_without_a_graph_too(row_length):
+    model = frozen_model()
+    config = {"model_type": "qwen2", "vocab_size": model.backbone.vocab_size, "hidden_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(1)
+    model.backbone = TransformersBackbone(config={**config, **heads}).requires_grad_(False).eval()
+    batch = make_batch(model, row_length)
+    plain, expected = flow_and_gradients(model, batch, frozen_prefix=False)
+    ours, found = flow_and_gradients(model, batch)
+    torch.testing.assert_close(ours["flow"].values, plain["flow"].values, rtol=1e-5, atol=1e-6)
+    queries = expected["image_head.queries"]
+    assert queries.abs().max() > 0
+    torch.testing.assert_close(found["image_head.queries"], queries, rtol=1e-5, atol=1e-5 * float(queries.abs().max()))

@@ -193,7 +193,7 @@ def check_maker(folder: Path, header: Mapping[str, Any], maker: CacheMaker) -> N
             raise ValueError(
                 f"the feature cache {folder} was made with another {name}: {shown[0]}, but this model has {shown[1]}. "
                 "Its features would be wrong targets. Make one for this model with `diptych cache … --out` and another "
-                "folder, or train without it (model.feature_cache none)."
+                "folder, or train without model.feature_cache."
             )
 
 
