@@ -32,7 +32,7 @@ from diptych.objectives.randomness import normal_from_seeds, uniform_from_seeds
 from diptych.train.part_configs import BackboneConfig, FeaturesConfig, LuminaConfig, VitConfig
 from diptych.unified import ImagePolicy, UnifiedModel
 
-ROW_LENGTH = 384
+ROW_LENGTH = 288
 REPEATS = 4
 SIDE = 128
 CONDITION_DROP = 0.1
