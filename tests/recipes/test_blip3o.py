@@ -144,3 +144,31 @@ def test_a_signal_while_features_are_encoded_stops_at_once(tmp_path, monkeypatch
     short_resume = ["--logging.sample-every", "-1", "--evaluation.scorers"]
     assert main(["resume", str(run), "--device", "cpu", *short_resume]) == 0
     assert "encoded 200 images once" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "parameters", "stages"),
+    [
+        ("paper", 2048, 1_362_257_824, ["pretrain", "sft"]),
+        ("paper_8b", 3584, 1_365_010_336, ["pretrain", "sft"]),
+        ("sft_60k", 2048, 1_362_257_824, ["sft"]),
+    ],
+)
+def test_published_trainings_have_the_published_numbers(name, width, parameters, stages):
+    recipe = PRESETS[name]()
+    with torch.device("meta"):
+        denoiser = recipe.model.denoiser.build(1792, width)
+    assert sum(parameter.numel() for parameter in denoiser.parameters()) == parameters
+    assert (recipe.model.num_queries, recipe.model.condition_drop, recipe.precision) == (64, 0.1, "bfloat16")
+    assert list(recipe.stages) == stages
+    numbers = {"pretrain": (150_000, 512, 450, 0.1), "sft": (10_000, 128, 30, 0.0)}
+    for stage_name, stage in recipe.stages.items():
+        optimizer = stage.optimizer
+        assert (stage.num_steps, stage.batch_size, optimizer.warmup_steps, optimizer.min_lr_ratio) == numbers[
+            stage_name
+        ]
+        assert (optimizer.lr, optimizer.betas, optimizer.weight_decay) == (1e-4, (0.9, 0.999), 0.0)
+        assert stage.trainable == ("image_head",)
+    assert all(source.urls[0].endswith("*.tar") for source in recipe.data.values())
+    with pytest.raises(FileNotFoundError, match=r"pytorch_model.bin is missing.*--model.features.encoder-file"):
+        recipe.model.features.build()

@@ -55,6 +55,9 @@ VERBS = {
     ),
     "fd": Verb("fd GENERATED REFERENCE", "Fréchet distances between sets of images", "diptych.cli.fd"),
     "data": Verb("data check|pack PATH", "inspect training data, or pack it into tars", "diptych.cli.data"),
+    "cache": Verb(
+        "cache RECIPE --data SOURCE", "encode what a training is to draw, once, into files", "diptych.cli.cache"
+    ),
     "convert": Verb("convert SOURCE TARGET", "a released model as a model folder", "diptych.cli.convert"),
     "info": Verb("info MODEL", "parts, parameters, licence, training, scores", "diptych.cli.info"),
 }

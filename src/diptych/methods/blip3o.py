@@ -42,6 +42,7 @@ from diptych.train.part_configs import (
     TokenizerConfig,
 )
 from diptych.unified import DrawSettings, ImagePolicy, OnStep, UnifiedModel
+from diptych.unified.frozen_prefix import forward_for_queries, reads_frozen
 
 
 class QueryFlowHead(nn.Module):
@@ -165,14 +166,21 @@ class Blip3oObjectives:
     loss_floor: float = MIN_SIGMA
     feature_noise: float = 0.8
     label_noise: float = 1.0
+    frozen_prefix: bool = True
 
     def joint(self, model: UnifiedModel, batch: Batch, generator: torch.Generator) -> dict[str, LossTerm]:
-        """``text``: cross-entropy of the answers. ``flow``: flow matching of the images that are drawn."""
-        output = model.forward_for_drawing(batch)
-        hidden_states = output.hidden_states.flatten(0, 1)
+        """``text``: cross-entropy of the answers. ``flow``: flow matching of the images that are drawn.
+
+        Where all that reads is frozen, prompts are read without a graph, and ``text``, which nothing learns from, is
+        left out (`unified.frozen_prefix`).
+        """
+        is_frozen = self.frozen_prefix and reads_frozen(model, batch)
+        if is_frozen and not batch.outputs:
+            return {}
+        output = forward_for_queries(model, batch) if is_frozen else model.forward_for_drawing(batch)
         terms = {}
-        if len(batch.target_slots):
-            answers = hidden_states[batch.target_slots]
+        if len(batch.target_slots) and not is_frozen:
+            answers = output.hidden_states.flatten(0, 1)[batch.target_slots]
             terms["text"] = text_term(answers, batch.target_ids, model.backbone.logits, batch.target_weights)
         losses, levels, weights_out = [], [], []
         for group in batch.outputs:
@@ -297,6 +305,13 @@ class Blip3oConfig:
     """Largest noise on features from which labels are told: the more, the more of the features is about them."""
     cache_features: bool = False
     """Encode every image once and keep its features in memory, in stages that do not train the generation space."""
+    feature_cache: str | None = None
+    """Folder of features that ``diptych cache`` encoded, read in stages that do not train the generation space."""
+    feature_cache_missing: Literal["encode", "refuse"] = "encode"
+    """What becomes of images that ``feature_cache`` lacks: encoded in every step and counted, or an error."""
+    frozen_prefix: bool = True
+    """In stages that train the image head alone, read prompts without a graph and compute no logits; losses and
+    gradients are the same. False is for comparison."""
     row_length: int | None = None
     """Positions of a packed row in training; None gives every example a row of its own."""
     start_from: dict[str, str] = field(default_factory=dict)
@@ -362,6 +377,7 @@ class Blip3oConfig:
             loss_floor=self.loss_floor,
             feature_noise=self.feature_noise,
             label_noise=self.label_noise,
+            frozen_prefix=self.frozen_prefix,
         )
         return {
             "text": own.joint,

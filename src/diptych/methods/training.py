@@ -21,6 +21,7 @@ from torch import Tensor
 
 from diptych.data.example import Example, ImageIn, ImageLike, ImageOut, Part, Text, is_thought, load_pixels
 from diptych.data.feature_cache import FeatureCache, image_key
+from diptych.data.feature_files import FeatureFiles
 from diptych.data.shuffle import derive_key
 from diptych.data.sources.protocol import BadRecord
 from diptych.data.sources.scenes import SceneExamples
@@ -34,6 +35,7 @@ from diptych.train.precision import autocast_dtype
 from diptych.train.recipe import Recipe, Stage
 from diptych.train.task import TrainingTask
 from diptych.unified import DrawSettings, UnifiedModel
+from diptych.unified.feature_cache import maker_of
 
 if TYPE_CHECKING:
     from diptych.data.sources.protocol import Source
@@ -72,8 +74,7 @@ def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> Trai
     for scorer in recipe.evaluation.scorers:
         if scorer not in known:
             raise ValueError(f"evaluation.scorers: there is no {scorer!r}. Known: {', '.join(known)}.")
-    torch.manual_seed(derive_key(recipe.seed, "initial weights") >> 1)
-    model: Any = recipe.model.build()
+    model = fresh_model(recipe)
     objectives = recipe.model.objectives()
     companion = recipe.model.companion(model, run_dir) if hasattr(recipe.model, "companion") else None
     if companion is not None:
@@ -110,6 +111,12 @@ def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> Trai
     return _unified_task(task, recipe, sources) if isinstance(model, UnifiedModel) else task
 
 
+def fresh_model(recipe: Recipe[Any]) -> Any:
+    """The model as a run of the recipe begins."""
+    torch.manual_seed(derive_key(recipe.seed, "initial weights") >> 1)
+    return recipe.model.build()
+
+
 def _unified_task(task: TrainingTask, recipe: Recipe[Any], sources: "Mapping[str, Source]") -> TrainingTask:
     """The task with what a unified model has beyond: packed rows, a feature cache, and pictures of what it learns."""
     model: Any = task.model
@@ -119,7 +126,12 @@ def _unified_task(task: TrainingTask, recipe: Recipe[Any], sources: "Mapping[str
     def prepare_stage(name: str, stage: Stage) -> None:
         cache.clear()
         trained = matching_parts(stage.trainable, parts_of(model), f"stages.{name}.trainable")
-        if getattr(recipe.model, "cache_features", False) and "autoencoder" not in trained and model.encoder is None:
+        folder = getattr(recipe.model, "feature_cache", None)
+        if folder is not None and "autoencoder" not in trained:
+            spaces = ("output", "input") if model.encoder is None else ("output",)
+            refuses = recipe.model.feature_cache_missing == "refuse"
+            cache.attach(FeatureFiles(folder, maker_of(model)), spaces, refuses)
+        elif getattr(recipe.model, "cache_features", False) and "autoencoder" not in trained and model.encoder is None:
             chosen = {source: sources[source] for source, weight in stage.mix.items() if weight > 0}
             fill_cache(model, cache, chosen, stage, autocast_dtype(recipe.precision, model.device) == torch.bfloat16)
 
