@@ -53,6 +53,7 @@ VERBS = {
     "compare-scores": Verb(
         "compare-scores RUN RUN", "two evaluations item by item, with a paired test", "diptych.cli.compare_scores"
     ),
+    "probe": Verb("probe MODEL", "entropy of hidden states by layer, both directions", "diptych.cli.probe"),
     "fd": Verb("fd GENERATED REFERENCE", "Fréchet distances between sets of images", "diptych.cli.fd"),
     "data": Verb("data check|pack PATH", "inspect training data, or pack it into tars", "diptych.cli.data"),
     "convert": Verb("convert SOURCE TARGET", "a released model as a model folder", "diptych.cli.convert"),
