@@ -83,7 +83,7 @@ def test_probe_of_a_model_and_of_a_pair():
     for row in rows:
         assert (row["prompt_id"] == row["response_id"]) == (row["pair"] == "own")
         assert row["H_cond"] == pytest.approx(row["H_joint"] - row["H_p"])
-        assert 0 <= row["H_r"] <= 2 + 1e-9 and row["n"] == row["m"] == 4 and row["m_all"] >= 4
+        assert 0 <= row["H_r"] <= 2 + 1e-9 and row["n"] == row["m"] == 4 and row["m_all"] >= 4 >= row["m_own"]
     # The queries are the same before the first block, whatever is drawn.
     embeddings = [row for row in rows if (row["task"], row["pair"], row["layer"]) == ("gen", "own", 0)]
     assert all(row["m_all"] == 4 for row in embeddings)

@@ -82,7 +82,7 @@ def renyi_entropy(states: Float[Tensor, "n dim"], sigma: float, alpha: float = A
 
 def pair_entropy(
     prompt: Float[Tensor, "n dim"],
-    response: Float[Tensor, "n dim"],
+    response: Float[Tensor, "m width"],
     bandwidth: float = BANDWIDTH,
     alpha: float = ALPHA,
 ) -> PairEntropy:

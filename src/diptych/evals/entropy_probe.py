@@ -58,6 +58,8 @@ class Pair:
     n: int
     """Positions before equally many were drawn."""
     m: int
+    m_own: int
+    """Of the response, before the model wanted to end it: more were asked for."""
 
 
 def probe(
@@ -125,7 +127,7 @@ def _rows(
                     {
                         **about, "layer": layer, "pair": kind, "prompt_id": prompt, "response_id": name,
                         "prompt_type": "image" if about["task"] == "und" else "text",
-                        "n": settings.tokens, "m": settings.tokens, "n_all": pairs[prompt].n, "m_all": pair.m,
+                        "n": settings.tokens, "m": settings.tokens, "n_all": pairs[prompt].n, "m_all": pair.m, "m_own": pair.m_own,
                         "d": response.shape[-1], "sigma": found.sigma, "alpha": settings.alpha, "log_base": 2,
                         "H_p": found.prompt, "H_r": found.response, "H_joint": found.joint,
                         "H_cond": found.conditional,
@@ -138,7 +140,7 @@ def _written(
     model: "UnifiedModel", parts: tuple[Part, ...], layers: Sequence[int], settings: ProbeSettings, number: int
 ) -> Pair | None:
     """Image positions, and those of the model's own greedy words, read again as they stand."""
-    words = _greedy(model, parts, settings.tokens)
+    words, own = _greedy(model, parts, settings.tokens)
     if not words.strip():
         return None
     batch = model.collator()([Example(parts)], open_turn=True)
@@ -147,7 +149,8 @@ def _written(
     seen = (whole.layout.kinds[0] == SpanKind.IMAGE).nonzero()[:, 0]
     length = int((whole.layout.example_ids[0] >= 0).sum())
     answer = torch.arange(start, min(start + len(model.tokenizer.encode(words)), length))
-    return _pair(model, whole, seen, answer, layers, settings, number)
+    pair = _pair(model, whole, seen, answer, layers, settings, number)
+    return None if pair is None else replace(pair, m_own=own)
 
 
 def _drawn(
@@ -184,23 +187,29 @@ def _pair(
     with torch.inference_mode():
         states = model(batch.to(model.device), layers=tuple(layers)).layer_states
     first, second = ({layer: states[layer][0].cpu()[places].double() for layer in layers} for places in some)
-    return Pair(first, second, len(prompt), len(response))
+    return Pair(first, second, len(prompt), len(response), len(response))
 
 
 @torch.inference_mode()
-def _greedy(model: "UnifiedModel", parts: tuple[Part, ...], count: int) -> str:
-    """The likeliest words, ``count`` tokens: ends of turn are barred, so that no answer is too short to be measured."""
+def _greedy(model: "UnifiedModel", parts: tuple[Part, ...], count: int) -> tuple[str, int]:
+    """The likeliest words, ``count`` tokens, and after how many the model would have ended.
+
+    Ends of turn are barred, so that no answer is too short to be measured.
+    """
     state = read(model, model.collator()([Example(parts)], open_turn=True).to(model.device))
     tokens: list[int] = []
+    own = count
     ends = sorted(stop_tokens(model))
     for step in range(count):
         logits = written_logits(model, state)
+        if int(logits.argmax()) in ends:
+            own = min(own, step)
         logits[:, ends] = -torch.inf
         token = choose(logits, TextSettings(), [])
         tokens.append(int(token))
         if step + 1 < count:
             state = state.advance(model, token)
-    return model.tokenizer.decode(tokens)
+    return model.tokenizer.decode(tokens), own
 
 
 @dataclass(frozen=True)
