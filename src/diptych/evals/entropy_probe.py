@@ -127,7 +127,8 @@ def _rows(
                     {
                         **about, "layer": layer, "pair": kind, "prompt_id": prompt, "response_id": name,
                         "prompt_type": "image" if about["task"] == "und" else "text",
-                        "n": settings.tokens, "m": settings.tokens, "n_all": pairs[prompt].n, "m_all": pair.m, "m_own": pair.m_own,
+                        "n": settings.tokens, "m": settings.tokens,
+                        "n_all": pairs[prompt].n, "m_all": pair.m, "m_own": pair.m_own,
                         "d": response.shape[-1], "sigma": found.sigma, "alpha": settings.alpha, "log_base": 2,
                         "H_p": found.prompt, "H_r": found.response, "H_joint": found.joint,
                         "H_cond": found.conditional,
