@@ -120,3 +120,5 @@ def test_command(tmp_path, capsys):
     assert "Entropy of responses" in (out / "report.html").read_text()
     assert main(["probe", "oracle"]) == 2
     assert "oracle has no hidden states" in capsys.readouterr().err
+    assert main(["evaluate", "--list"]) == 0
+    assert "diptych probe MODEL" in capsys.readouterr().out
