@@ -152,6 +152,7 @@ def task_list() -> str:
     for name, entry in KNOWN.items():
         lines.append(f"{name:<18}{entry.summary}")
         lines.append(f"{'':<18}needs {', '.join(entry.needs)}{'; ' + entry.files if entry.files else ''}")
+    lines.append(f"{'(entropy)':<18}entropy of hidden states by layer, which is no score: `diptych probe MODEL`")
     return "\n".join(lines)
 
 

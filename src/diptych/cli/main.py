@@ -53,6 +53,7 @@ VERBS = {
     "compare": Verb(
         "compare RECIPE … | RUN RUN", "recipes under one budget, or two evaluations", "diptych.cli.compare"
     ),
+    "probe": Verb("probe MODEL", "entropy of hidden states by layer, both directions", "diptych.cli.probe"),
     "fd": Verb("fd GENERATED REFERENCE", "Fréchet distances between sets of images", "diptych.cli.fd"),
     "data": Verb("data check|pack PATH", "inspect training data, or pack it into tars", "diptych.cli.data"),
     "cache": Verb(
