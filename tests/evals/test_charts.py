@@ -139,3 +139,9 @@ def test_a_band_lies_around_its_line_and_within_the_axes():
 def test_a_band_needs_both_edges_at_every_point():
     with pytest.raises(ValueError, match=r"both edges at all of its 2 points, or none, got 2 and 1 values"):
         Line(name="a", x=(0.0, 1.0), y=(1.0, 2.0), low=(0.0, 1.0), high=(2.0,))
+
+
+def test_a_line_without_points_leaves_the_colours_of_others_as_they_are():
+    empty, line = Line(name="empty", x=(), y=()), Line(name="full", x=(1, 2), y=(1.0, 2.0))
+    drawn = str(line_chart(Chart(title="t", x_label="x", y_label="y", lines=(empty, line))))
+    assert "full" in drawn and "empty" not in drawn and "c1" in drawn and "c0" not in drawn

@@ -58,19 +58,19 @@ class Axis:
 def line_chart(chart: Chart) -> Html:
     """A figure: title, legend with each line's last value, and the lines between labelled axes.
 
-    A chart without a single finite point says so instead.
+    A line without a finite point is left out, and keeps its colour from others. A chart without any says so instead.
     """
-    lines = [(line, _thinned(line.finite_points())) for line in chart.lines]
-    drawn = [(line, points) for line, points in lines if points]
+    lines = [(index, line, _thinned(line.finite_points())) for index, line in enumerate(chart.lines)]
+    drawn = [(index, line, points) for index, line, points in lines if points]
     heading = element("figcaption", element("h3", chart.title), _legend(chart, drawn))
     if not drawn:
         return element("figure", heading, element("p", "No finite value was recorded.", class_="note"), class_="chart")
-    x_axis, y_axis = _axes(chart, [points for _, points in drawn])
+    x_axis, y_axis = _axes(chart, [points for *_, points in drawn])
     marks: list[Html] = []
-    for line_index, (line, _) in enumerate(drawn):
-        marks.extend(_draw_band(line, x_axis, y_axis, color_class(chart, line_index)))
-    for line_index, (_, points) in enumerate(drawn):
-        marks.extend(_draw_line(points, x_axis, y_axis, color_class(chart, line_index)))
+    for index, line, _ in drawn:
+        marks.extend(_draw_band(line, x_axis, y_axis, color_class(chart, index)))
+    for index, _, points in drawn:
+        marks.extend(_draw_line(points, x_axis, y_axis, color_class(chart, index)))
     svg = element(
         "svg",
         _grid(chart, x_axis, y_axis),
@@ -150,7 +150,7 @@ def format_estimate(estimate: Estimate) -> str:
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
-def _legend(chart: Chart, drawn: Sequence[tuple[Line, list[Point]]]) -> Html:
+def _legend(chart: Chart, drawn: Sequence[tuple[int, Line, list[Point]]]) -> Html:
     entries = [
         element(
             "li",
@@ -159,7 +159,7 @@ def _legend(chart: Chart, drawn: Sequence[tuple[Line, list[Point]]]) -> Html:
             " ",
             element("b", format_number(_last_value(points))),
         )
-        for index, (line, points) in enumerate(drawn)
+        for index, line, points in drawn
     ]
     return element("ul", entries, class_="legend")
 

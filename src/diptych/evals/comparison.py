@@ -179,7 +179,8 @@ def loss_charts(cells: Sequence[Cell], recipes: Sequence[str]) -> tuple[Chart, .
     charts = []
     for term, found in by_term.items():
         lines = []
-        for recipe, runs in found.items():
+        for recipe in recipes:  # those without the term too, so that colours are the same in all charts
+            runs = found.get(recipe, [{}])
             xs = sorted(set.intersection(*(set(run) for run in runs)))
             columns = [[run[x] for run in runs] for x in xs]
             several = len(runs) > 1
