@@ -28,7 +28,7 @@ from diptych.models.connectors import MLPConnector
 from diptych.models.part import build_part, part_kind
 from diptych.objectives.conditioned_flow import conditioned_flow_loss, stacked_conditions
 from diptych.objectives.labels import label_loss
-from diptych.objectives.loss_term import LossTerm, Objective
+from diptych.objectives.loss_term import LossTerm, Objective, weighted_term
 from diptych.objectives.randomness import normal_from_seeds, uniform_from_seeds
 from diptych.objectives.reconstruction import reconstruction_loss
 from diptych.objectives.text import text_term
@@ -201,7 +201,7 @@ class Blip3oObjectives:
             levels.append(sigma)
             weights_out.append(batch.example_weights[group.example_ids].repeat_interleave(self.noise_repeats))
         if losses:
-            terms["flow"] = _term(torch.cat(losses), torch.cat(weights_out), torch.cat(levels))
+            terms["flow"] = weighted_term(torch.cat(losses), torch.cat(weights_out), torch.cat(levels))
         return terms
 
     def reconstruction(self, model: UnifiedModel, batch: Batch, generator: torch.Generator) -> dict[str, LossTerm]:
@@ -228,9 +228,9 @@ class Blip3oObjectives:
                 label_weights.append(weights[-1])
         if not losses:
             raise ValueError("the reconstruction objective needs images, but the batch holds cached features only.")
-        terms = {"reconstruction": _term(torch.cat(losses), torch.cat(weights))}
+        terms = {"reconstruction": weighted_term(torch.cat(losses), torch.cat(weights))}
         if label_losses:
-            terms["labels"] = _term(torch.cat(label_losses), torch.cat(label_weights))
+            terms["labels"] = weighted_term(torch.cat(label_losses), torch.cat(label_weights))
         return terms
 
 
@@ -251,12 +251,6 @@ def _take_weights(model: UnifiedModel, name: str, source: str) -> None:
         )
     except (KeyError, AttributeError, RuntimeError) as error:
         raise ValueError(f"model.start_from: {name} of {source} does not fit the recipe's: {error}") from error
-
-
-def _term(values: Tensor, weights: Tensor, levels: Tensor | None = None) -> LossTerm:
-    weights = weights.to(values)
-    count = torch.tensor(float(len(values)), device=values.device)
-    return LossTerm((values * weights).sum(), count, values=values.detach(), levels=levels)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ from diptych.models.connectors import MLPConnector
 from diptych.models.layers import RMSNorm
 from diptych.models.part import build_part, part_kind
 from diptych.objectives.conditioned_flow import conditioned_flow_loss, stacked_conditions
-from diptych.objectives.loss_term import LossTerm, Objective
+from diptych.objectives.loss_term import LossTerm, Objective, weighted_term
 from diptych.objectives.text import text_term
 from diptych.train.part_configs import (
     BackboneConfig,
@@ -287,7 +287,7 @@ class Blip3oNextObjectives:
             terms["tokens"] = text_term(
                 torch.cat(states), torch.cat(targets), model.backbone.logits, torch.cat(token_weights)
             )
-            terms["flow"] = _term(torch.cat(losses), torch.cat(image_weights), torch.cat(levels))
+            terms["flow"] = weighted_term(torch.cat(losses), torch.cat(image_weights), torch.cat(levels))
         return terms
 
     def _flow(
@@ -347,9 +347,9 @@ class Blip3oNextObjectives:
         if not features:
             raise ValueError("the tokenizer learns from images, but the batch holds cached features only.")
         return {
-            "features": _term(torch.cat(features), torch.cat(weights)),
-            "codebook": _term(torch.cat(distances), torch.cat(weights)),
-            "usage": _term(torch.cat(usages), torch.cat(weights)),
+            "features": weighted_term(torch.cat(features), torch.cat(weights)),
+            "codebook": weighted_term(torch.cat(distances), torch.cat(weights)),
+            "usage": weighted_term(torch.cat(usages), torch.cat(weights)),
         }
 
 
@@ -368,12 +368,6 @@ def next_format() -> PromptFormat:
     return replace(
         chatml_format(), edit_prompt="Please edit this image according to the following instruction: {text}."
     )
-
-
-def _term(values: Tensor, weights: Tensor, levels: Tensor | None = None) -> LossTerm:
-    weights = weights.to(values)
-    count = torch.tensor(float(len(values)), device=values.device)
-    return LossTerm((values * weights).sum(), count, values=values.detach(), levels=levels)
 
 
 @runtime_checkable

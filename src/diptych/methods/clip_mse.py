@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from diptych.data.batch import Batch
 from diptych.flow.solvers import OnStep
 from diptych.models.part import part_kind
-from diptych.objectives.loss_term import LossTerm, Objective
+from diptych.objectives.loss_term import LossTerm, Objective, weighted_term
 from diptych.objectives.text import text_term
 from diptych.train.recipe import Buildable
 from diptych.unified import DrawSettings, UnifiedModel
@@ -98,9 +98,7 @@ def regression_objective(model: UnifiedModel, batch: Batch, generator: torch.Gen
         errors.append((drawn - wanted).square().flatten(1).mean(1))
         weights.append(batch.example_weights[group.example_ids])
     if errors:
-        values, factors = torch.cat(errors), torch.cat(weights)
-        count = torch.tensor(float(len(values)), device=values.device)
-        terms["mse"] = LossTerm((values * factors.to(values)).sum(), count)
+        terms["mse"] = weighted_term(torch.cat(errors), torch.cat(weights))
     return terms
 
 

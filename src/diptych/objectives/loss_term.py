@@ -31,5 +31,13 @@ class LossTerm:
         return self.sum / self.count.clamp(min=1e-12)
 
 
+def weighted_term(
+    values: Float[Tensor, " items"], weights: Float[Tensor, " items"], levels: Float[Tensor, " items"] | None = None
+) -> LossTerm:
+    """Losses of items, each times its weight, counted as so many items whatever their weights."""
+    count = torch.tensor(float(len(values)), device=values.device)
+    return LossTerm((values * weights.to(values)).sum(), count, values=values.detach(), levels=levels)
+
+
 Objective: TypeAlias = Callable[[Any, Any, torch.Generator], Mapping[str, LossTerm]]
 """``(model, batch, generator) -> {name: LossTerm}``; the generator is on the CPU."""

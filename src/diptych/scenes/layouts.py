@@ -41,9 +41,8 @@ def reading_text(scene: Scene, mentions: Sequence[Mention] = ()) -> str:
     """What is seen in a picture: the layout from left to right, with the number of what each object is meant by.
 
     ``c3 small red circle 1 c3, f6 large blue star, on beige`` where the first phrase is "red circle". Whether an object
-    is meant is told where its words have just been written, not looked up later; the square stands behind the number
-    too, so that what is meant by 1 can be repeated from there on (what stands before a word is learnt many times slower
-    than what follows it: the reversal curse, arXiv 2309.12288).
+    is meant is told where its words have just been written, not looked up later (docs/scenes.md has what that gained);
+    the square stands behind the number too, so that what is meant by 1 can be repeated from there on.
     """
 
     def told(index: int) -> str:
