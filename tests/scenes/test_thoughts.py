@@ -5,22 +5,26 @@ import pytest
 
 from diptych.scenes.compose import composition
 from diptych.scenes.edits import EDIT_KINDS, edit
-from diptych.scenes.layouts import layout_text, parse_layout, reading_text
+from diptych.scenes.layouts import layout_text, parse_layout
 from diptych.scenes.questions import TRAINING_QUESTION_KINDS, question
 from diptych.scenes.rules import RELATIONS
 from diptych.scenes.sample import sample_scene
 from diptych.scenes.thoughts import NOTHING, composition_thought, edit_thought, question_thought
 
 
-def meant(text: str) -> dict[str, list[list[str]]]:
-    """For every number of a reading the words of the objects that it stands behind: square, size, colour, shape."""
-    found: dict[str, list[list[str]]] = {"1": [], "2": []}
-    for entry in text.split(", ")[:-1]:
-        square, size, color, shape, *rest = entry.split(" ")
-        assert not rest or rest[-1] == square
-        for number in rest[:-1]:
-            found[number].append([square, size, color, shape])
-    return found
+def looked_at(parts: list[str], phrases: list[str], plain: str) -> list[list[list[str]]]:
+    """For every phrase the words of the objects that are marked where it is looked for: square, size, colour, shape.
+
+    Every phrase must be told before its reading, and every reading must be the whole picture.
+    """
+    assert parts[0::2] == phrases
+    groups = []
+    for reading in parts[1::2]:
+        assert re.sub(r" 1 [a-h]\d(?=,)", "", reading) == plain
+        entries = [entry.split(" ") for entry in reading.split(", ")[:-1]]
+        assert all(len(words) == 4 or words[4:] == ["1", words[0]] for words in entries)
+        groups.append([words[:4] for words in entries if len(words) > 4])
+    return groups
 
 
 def answer_from(text: str, words: list[list[list[str]]], choices: tuple[str, ...]) -> str:
@@ -64,11 +68,14 @@ def test_a_question_is_answered_by_the_objects_that_its_phrases_mean(kind: str) 
             asked = question(scene, rng, kind)
         except ValueError:
             continue  # the scene allows no such question
-        thought = question_thought(scene, asked)
-        assert re.sub(r"(?: \d)+ [a-h]\d(?=,)", "", thought) == layout_text(scene)
-        places = [asked.text.find(mention.phrase) for mention in asked.about]
+        phrases = [mention.phrase for mention in asked.about]
+        places = [asked.text.find(phrase) for phrase in phrases]
         assert min(places) > 0 and places == sorted(places)
-        words = list(meant(thought).values())[: len(asked.about)]
+        parts = question_thought(scene, asked).split("; ")
+        thought, beside = parts[: 2 * len(phrases)], parts[2 * len(phrases) :]
+        words = looked_at(thought, phrases, layout_text(scene))
+        is_pair = [len(group) for group in words] == [1, 1]
+        assert beside == ([", ".join(" ".join(group[0]) for group in words)] if is_pair else [])
         if kind == "place":
             assert len(words[0]) == 1
         elif kind == "relation":
@@ -93,18 +100,18 @@ def test_an_edit_changes_what_it_is_about_and_copies_the_rest_in_its_order(kind:
             continue  # no room, or one object only
         found += 1
         for way in (made, made.inverse):
-            seen, new, target = edit_thought(way).split("; ")
-            assert seen == reading_text(way.source, way.about)
-            assert all(f"the {mention.phrase}" in way.instruction for mention in way.about)
+            *seen, new, target = edit_thought(way).split("; ")
+            phrases = [mention.phrase for mention in way.about]
+            assert all(f"the {phrase}" in way.instruction for phrase in phrases)
+            named = looked_at(seen, phrases, layout_text(way.source)) if phrases else []
+            assert phrases or seen == [layout_text(way.source)]
+            assert all(len(group) == 1 for group in named)
             before, after = layout_text(way.source).split(", "), target.split(", ")
             assert sorted(after) == sorted(layout_text(way.target).split(", "))
-            named = meant(seen)
-            for entry in new.split(", ") if new != NOTHING else []:
-                number, told = entry[:2].strip(), entry.removeprefix("1 ").removeprefix("2 ")
+            for at, told in enumerate(new.split(", ") if new != NOTHING else []):
                 assert told in after and (told not in before or way.kind in ("move", "swap"))
-                if number in named:  # what is new differs in one word from what was named
-                    (old,) = named[number]
-                    assert sum(a != b for a, b in zip(old, told.split(" "), strict=True)) <= 1
+                if way.kind != "add":  # what is new differs in one word from what was named
+                    assert sum(a != b for a, b in zip(named[at][0], told.split(" "), strict=True)) <= 1
             if way.kind == "remove":
                 assert new == NOTHING and len(after) == len(before) - 1
                 assert [entry for entry in before if entry in after] == after

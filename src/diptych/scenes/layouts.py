@@ -6,16 +6,16 @@ Squares are those of a chessboard, ``a`` to ``h`` from left to right and ``1`` t
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from diptych.scenes.phrases import Mention, type_name
+from diptych.scenes.phrases import type_name
 from diptych.scenes.scene import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, SceneObject
 
 SQUARES_PER_SIDE = 8
 _COLUMNS = "abcdefgh"
 _OBJECT = re.compile(
     rf"([{_COLUMNS}])([1-{SQUARES_PER_SIDE}]) ({'|'.join(SIZES)}) ({'|'.join(COLORS)}) ({'|'.join(SHAPES)})"
-    r"((?: [1-9])+ \1\2)?"
+    r"( 1 \1\2)?"
 )
 _BACKGROUND = re.compile(rf"on ({'|'.join(BACKGROUNDS)})")
 
@@ -37,18 +37,17 @@ def layout_text(scene: Scene, about: str = "", order: Sequence[int] | None = Non
     return ", ".join([*(object_text(scene.objects[index]) for index in order), f"on {scene.background}"])
 
 
-def reading_text(scene: Scene, mentions: Sequence[Mention] = ()) -> str:
-    """What is seen in a picture: the layout from left to right, with the number of what each object is meant by.
+def reading_text(scene: Scene, meant: Collection[int] = ()) -> str:
+    """What is seen in a picture: the layout from left to right, with a mark behind each object that is meant.
 
-    ``c3 small red circle 1 c3, f6 large blue star, on beige`` where the first phrase is "red circle". Whether an object
-    is meant is told where its words have just been written, not looked up later (docs/scenes.md has what that gained);
-    the square stands behind the number too, so that what is meant by 1 can be repeated from there on.
+    ``c3 small red circle 1 c3, f6 large blue star, on beige`` where the first object is meant. Whether it is gets told
+    where its words have just been written, not looked up later (docs/scenes.md has what that gained); the square stands
+    behind the mark too, so that what is meant can be repeated from there on.
     """
 
     def told(index: int) -> str:
         item = scene.objects[index]
-        numbers = [f" {number}" for number, mention in enumerate(mentions, 1) if index in mention.objects]
-        return object_text(item) + ("".join(numbers) + f" {square_of(item)}" if numbers else "")
+        return object_text(item) + (f" 1 {square_of(item)}" if index in meant else "")
 
     return ", ".join([*map(told, reading_order(scene)), f"on {scene.background}"])
 
