@@ -14,6 +14,7 @@ from diptych.cli.evaluate import _NEEDS, SPLITS, TASKS
 from diptych.cli.main import main
 from diptych.data.picture_files import read_contact_sheet, read_png_metadata, save_png
 from diptych.evals import scenes
+from diptych.evals.run_cost import read_cost
 from diptych.evals.scores_file import read_scores
 from diptych.scenes import split
 from diptych.scenes.draw import draw
@@ -290,6 +291,9 @@ def test_the_demo_runs_from_end_to_end(
 ):
     command = ["demo", "--model", model_folder, "--recipe", RECIPE, "--num-per-category", 1, "--on", "questions"]
     command += ["--out", tmp_path / "demo", "--processes", processes]
+    own_steps = load_preset(RECIPE).num_steps
+    if processes > 1:
+        command += ["--minutes", 0.02]
     lines = _run(capsys, *command)
     report = Path(lines[-1])
     assert report == tmp_path / "demo" / "report.html"
@@ -303,6 +307,13 @@ def test_the_demo_runs_from_end_to_end(
     ):
         assert words in page
     handed_over = {"recipe.json"} if processes > 1 else set()
+    trained = json.loads((report.parent / "run" / "recipe.json").read_text())["stages"].values()
+    num_steps = sum(stage["num_steps"] for stage in trained)
+    seconds = read_cost(report.parent / "run").seconds()
+    if processes > 1:  # as many as fit, by a measurement of a few steps
+        assert num_steps != own_steps and 0.02 * 60 / 3 < seconds < 3 * 0.02 * 60
+    else:
+        assert num_steps == own_steps
     assert {path.name for path in report.parent.iterdir()} == {"pictures", "run", "scores.json", "report.html"} | (
         handed_over
     )

@@ -14,7 +14,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from diptych.cli.compare_plan import Scoring, has_own_scorers, read_cell_recipe, read_scoring
@@ -24,8 +23,7 @@ from diptych.cli.evaluate import Scored, score_model
 from diptych.cli.main import INTERRUPTED, USER_ERROR, explain
 from diptych.cli.train import train_recipe
 from diptych.evals.comparison import CELL_FILE, FORMAT_VERSION
-from diptych.evals.run_cost import read_cost
-from diptych.evals.run_folder import read_metrics
+from diptych.evals.run_cost import read_cost, seconds_per_step
 from diptych.train.run_folder import write_text
 
 if TYPE_CHECKING:
@@ -75,12 +73,9 @@ def measure(folder: Path, device: str) -> int:
     shutil.rmtree(run_dir, ignore_errors=True)
     if not train_recipe(read_cell_recipe(folder), run_dir, device).finished:
         return INTERRUPTED
-    lines = [line for line in read_metrics(run_dir / "metrics.jsonl") if line["event"] == "train"]
-    costs = {}
-    for stage in dict.fromkeys(line["stage"] for line in lines):
-        own = [line for line in lines if line["stage"] == stage]
-        seconds = median(line["seconds_per_step"] for line in own if line["stage_step"] > 1)
-        costs[stage] = {"flops": own[0].get("flops_per_step"), "minutes": seconds / 60}
+    seconds = seconds_per_step(run_dir)
+    flops = {stage.name: stage.flops_per_step for stage in read_cost(run_dir).stages}
+    costs = {name: {"flops": flops[name], "minutes": each / 60} for name, each in seconds.items()}
     write_text(folder / COSTS_FILE, json.dumps(costs, indent=2) + "\n")
     shutil.rmtree(run_dir)
     return 0

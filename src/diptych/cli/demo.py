@@ -3,6 +3,7 @@
 Everything lands in one report, whose path is printed last.
 """
 
+import shutil
 import sys
 import time
 from argparse import Namespace
@@ -15,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from diptych.cli.evaluate import TASKS, Scored, chosen_names, score_model
 from diptych.cli.main import INTERRUPTED
 from diptych.cli.models import DEFAULT_MODEL, load_model, model_record, writable_folder
-from diptych.cli.parser import Parser, whole_number
-from diptych.cli.processes import default_processes, train_in_processes
+from diptych.cli.parser import Parser, positive_number, whole_number
+from diptych.cli.processes import default_processes, on_gpu, train_in_processes
 from diptych.cli.train import train_recipe
 
 if TYPE_CHECKING:
@@ -31,8 +32,12 @@ First the bundled model draws, edits a picture and answers questions (seconds). 
 scratch (minutes). Then both are scored. The path of the report is printed last."""
 EXAMPLES = """\
   diptych demo
-  diptych demo --out runs/demo --num-per-category 100
+  diptych demo --minutes 30 --out runs/demo --num-per-category 100
   diptych demo --recipe blip3o:tiny"""
+
+DEMO_RECIPE = "blip3o:demo"
+DEMO_MINUTES = 8
+"""The training then leaves a few minutes of a quarter of an hour for set-up and scores, however fast the machine is."""
 
 PROMPTS = (
     "a red circle above a blue square",
@@ -81,7 +86,14 @@ class Opening:
 
 def add_arguments(parser: Parser) -> None:
     parser.add_argument("--out", default="runs/demo", metavar="DIR", help="folder for everything (default: runs/demo)")
-    parser.add_argument("--recipe", default="blip3o:demo", help="what is trained (default: blip3o:demo)")
+    parser.add_argument("--recipe", default=DEMO_RECIPE, help=f"what is trained (default: {DEMO_RECIPE})")
+    parser.add_argument(
+        "--minutes",
+        type=positive_number,
+        metavar="M",
+        help=f"as many steps as fit into this time on this CPU (default: {DEMO_MINUTES} for {DEMO_RECIPE}, else and on a "
+        "GPU the recipe's own steps)",
+    )
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"what draws first (default: {DEFAULT_MODEL})")
     parser.add_argument(
         "--num-per-category", type=whole_number(1), default=60, metavar="N", help="scored items (default: 60)"
@@ -124,6 +136,12 @@ def run(arguments: Namespace) -> int:
     for answer in opening.answers:
         console.print(f"  {answer.question}  [bold]{escape(answer.answer)}[/bold]")
 
+    minutes = arguments.minutes or (DEMO_MINUTES if recipe.name == DEMO_RECIPE else None)
+    if minutes is not None and not on_gpu(arguments.device):
+        console.print("\nA few steps of every stage tell how fast this machine is.")
+        recipe, code = within_minutes(recipe, minutes, folder / "speed", arguments)
+        if code:
+            return code
     _announce(console, 2, f"{recipe.name} is trained from scratch, {recipe.num_steps:,} steps")
     # Both models are scored alike at the end, so the run need not score itself.
     unscored = replace(recipe, evaluation=replace(recipe.evaluation, scorers=()))
@@ -173,6 +191,27 @@ def train_for_demo(recipe: "Recipe[Any]", folder: Path, run_dir: Path, arguments
     recipe_file = folder / "recipe.json"
     recipe_file.write_text(to_json(recipe))
     return train_in_processes(recipe_file, run_dir, count)
+
+
+def within_minutes(
+    recipe: "Recipe[Any]", minutes: float, folder: Path, arguments: Namespace
+) -> "tuple[Recipe[Any], int]":
+    """The recipe with as many steps as fit, by what a step of each stage takes here, and an exit code."""
+    from diptych.cli.compare_plan import measuring_recipe
+    from diptych.evals.run_cost import seconds_per_step
+    from diptych.train.budget import Budget, within_budget
+    from diptych.train.serialization import to_json
+
+    folder.mkdir(parents=True)
+    recipe_file = folder / "recipe.json"
+    recipe_file.write_text(to_json(measuring_recipe(recipe, recipe.seed)))
+    count = arguments.processes or default_processes(arguments.device)
+    code = train_in_processes(recipe_file, folder / "run", count, is_quiet=True)
+    if code:
+        return recipe, code
+    costs = {stage: seconds / 60 for stage, seconds in seconds_per_step(folder / "run").items()}
+    shutil.rmtree(folder)
+    return within_budget(recipe, Budget("minutes", minutes), costs), 0
 
 
 def open_demo(model: "UnifiedModel", name: str, folder: Path) -> Opening:
@@ -235,7 +274,7 @@ def demo_report(
         environment={**training.environment, "model": f"{about['model']} {about['model_fingerprint']}",
                      "scoring": format_duration(scoring)},
         headlines=(
-            *headlines_of(own, GOALS if training.title == "blip3o:demo" else {}),
+            *headlines_of(own, GOALS if training.title == DEMO_RECIPE else {}),
             *headlines_of(others, BUNDLED_GOALS if name == DEFAULT_MODEL else {}),
         ),
         galleries=(first, *drawing_gallery(trained.samples, "trained here")),

@@ -1,6 +1,7 @@
 """An argument parser that answers mistakes with the nearest known name, and the checks that several verbs share."""
 
 import argparse
+import math
 import re
 from typing import NoReturn
 
@@ -59,3 +60,14 @@ class WholeNumber:
         if value < self.minimum:
             raise argparse.ArgumentTypeError(f"must be at least {self.minimum}, got {value}")
         return value
+
+
+def positive_number(text: str) -> float:
+    """A type for argparse: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value

@@ -19,10 +19,14 @@ SECONDS_TO_END = 60
 
 def default_processes(device: str) -> int:
     """Two on a CPU of two cores or more, else one."""
+    return 1 if on_gpu(device) or num_cores() < 2 else 2
+
+
+def on_gpu(device: str) -> bool:
+    """Whether ``--device`` means a GPU on this machine."""
     import torch
 
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    return 1 if on_gpu or num_cores() < 2 else 2
+    return device != "cpu" and torch.cuda.is_available()
 
 
 def num_cores() -> int:
@@ -30,7 +34,7 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def train_in_processes(recipe_file: Path, run_dir: Path, count: int) -> int:
+def train_in_processes(recipe_file: Path, run_dir: Path, count: int, is_quiet: bool = False) -> int:
     """``diptych train`` of a recipe's JSON in ``count`` processes that share the cores; the exit code.
 
     They are stopped by Ctrl-C as one process is; SIGTERM is passed on to them. Where one fails, the others are ended.
@@ -46,7 +50,12 @@ def train_in_processes(recipe_file: Path, run_dir: Path, count: int) -> int:
         "ACCELERATE_USE_CPU": "true",
     }
     children = [
-        subprocess.Popen(command, env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(count)
+        subprocess.Popen(
+            command,
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL if is_quiet else None,
+        )
+        for rank in range(count)
     ]
 
     def pass_on(number: int, frame: FrameType | None) -> None:

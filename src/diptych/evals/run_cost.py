@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from diptych.evals.report_data import Number
@@ -98,6 +99,22 @@ def read_cost(run_dir: str | Path) -> RunCost:
         stages=tuple(stages),
         peak_memory=max((line["peak_memory"] for line in lines if "peak_memory" in line), default=None),
     )
+
+
+def seconds_per_step(run_dir: str | Path) -> dict[str, float]:
+    """By stage: the median over the log of a short run, without each stage's first line, which holds its start.
+
+    Raises:
+        ValueError: a stage has logged but one line.
+    """
+    lines = [line for line in read_metrics(Path(run_dir) / "metrics.jsonl") if line["event"] == "train"]
+    found = {}
+    for stage in dict.fromkeys(line["stage"] for line in lines):
+        later = [line["seconds_per_step"] for line in lines if line["stage"] == stage][1:]
+        if not later:
+            raise ValueError(f"{run_dir}: stage {stage!r} has logged once; log every step of two or more to time it.")
+        found[stage] = median(later)
+    return found
 
 
 def read_losses(run_dir: str | Path) -> dict[str, list[tuple[int, float]]]:
