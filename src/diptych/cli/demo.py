@@ -91,8 +91,8 @@ def add_arguments(parser: Parser) -> None:
         "--minutes",
         type=positive_number,
         metavar="M",
-        help=f"as many steps as fit into this time on this CPU (default: {DEMO_MINUTES} for {DEMO_RECIPE}, else and on a "
-        "GPU the recipe's own steps)",
+        help=f"steps that fit into this time on this CPU (default: {DEMO_MINUTES} for {DEMO_RECIPE}; other recipes and "
+        "all on a GPU keep their own)",
     )
     parser.add_argument("--model", default=DEFAULT_MODEL, help=f"what draws first (default: {DEFAULT_MODEL})")
     parser.add_argument(
