@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from diptych.evals.protocol import Contender
 
 REFERENCES = ("oracle", "chance", "constant", "copy-input")
+PICTURES = "pictures:"
+"""Before a folder of pictures that were made elsewhere, in the layout of an official scorer."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class ContenderSpec:
     """Which contender; picklable, and opened by calling it in the process that needs it, on a GPU of its own.
 
     Attributes:
-        model: a model of diptych, ``URL#NAME`` of a server, or a reference.
+        model: a model of diptych, ``URL#NAME`` of a server, ``pictures:FOLDER``, or a reference.
         generator: another one that draws, where ``model`` only writes.
         size: (height, width) of pictures asked of a server.
     """
@@ -39,11 +41,19 @@ class ContenderSpec:
         other = self._open(self.generator, process)
         return lambda task: Pair(main(task), other(task))
 
+    def model_alone(self) -> "Contender":
+        """The model itself, where it is no reference and belongs to no task."""
+        return _unified(self.model, self.device, self.dtype)
+
     def _open(self, name: str, process: int) -> "OpenContender":
         if name in REFERENCES:
             from diptych.evals.references import Reference
 
             return lambda task: Reference(name, task, self.size or (64, 64))
+        if name.startswith(PICTURES):
+            from diptych.evals.official_layout import PictureFolder
+
+            return lambda task: PictureFolder(name.removeprefix(PICTURES), task)
         if name.startswith(("http://", "https://")):
             from diptych.evals.openai_url import OpenAIContender
 

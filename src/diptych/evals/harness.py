@@ -130,7 +130,9 @@ def _kept_files(folder: EvaluationFolder, options: TaskOptions) -> TaskOptions:
         if source := getattr(options, name):
             target = folder.path / "inputs" / Path(source).name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not (target.exists() and target.samefile(source)):
+            if Path(source).is_dir():
+                shutil.copytree(source, target, dirs_exist_ok=True)
+            elif not (target.exists() and target.samefile(source)):
                 shutil.copyfile(source, target)
             kept[name] = f"inputs/{target.name}"
     return replace(options, **kept)  # type: ignore[arg-type]

@@ -125,8 +125,10 @@ def facts(run: Mapping[str, Any], results: Sequence[TaskResult]) -> list[str]:
 
 
 def judge_warning(result: TaskResult) -> str:
-    """That pictures of GenEval were not judged by GenEval's own detector; empty where there is nothing to warn of."""
+    """That pictures of a published benchmark were not judged by its own judge; empty where there is nothing to say."""
     detector = result.judge.get("detector")
+    if result.judge.get("official") is False and result.task.endswith("-official"):
+        return "This is not the official judge: the score is not comparable with published ones."
     if result.task != "geneval-official" or not isinstance(detector, dict) or detector.get("official"):
         return ""
     return "This is not the official detector: the score is not comparable with published ones."

@@ -43,6 +43,12 @@ EXPLAINED = {
         "Edits told in numbers: were they followed (IC), how exactly (SA), was all else left alone (EL) and do things "
         "still look as they should (AC)? Rows without a note are gated as published: one failure takes others away.",
     ),
+    "dense-prompts": (
+        "Dense prompts",
+        "Captions that tell all, and questions about each that depend on each other: shares of yes, where what depends "
+        "on a no is a no.",
+    ),
+    "dpg": ("DPG-Bench", "Shares of questions about long prompts that the judge answers with yes; see the judge."),
     "geneval": ("GenEval", "Share of pictures that GenEval's rules accept on what a detector found in them."),
     "retrieval": (
         "Retrieval",

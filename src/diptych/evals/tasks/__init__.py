@@ -8,10 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from diptych.evals.judges import VisionJudge
 from diptych.evals.manifest import content_hash
 from diptych.evals.task import Task
 from diptych.evals.tasks.doundo import DoUndo
 from diptych.evals.tasks.doundo_official import DoUndoOfficial, read_annotations
+from diptych.evals.tasks.dpg import OFFICIAL_SAMPLES as DPG_SAMPLES
+from diptych.evals.tasks.dpg import dpg_task
+from diptych.evals.tasks.dpg_scenes import dense_scenes
 from diptych.evals.tasks.geneval import OFFICIAL_SAMPLES, Detector, file_revision, geneval_task, twin_task
 from diptych.evals.tasks.gsi import SpatialCompliance
 from diptych.evals.tasks.gsi_official import SpatialOfficial, read_queries
@@ -65,8 +69,8 @@ class TaskOptions:
         }
 
 
-Judge: TypeAlias = Detector | DoUndoResults | SpatialResults
-"""What judges a published benchmark: a detector, or the results of an official scorer."""
+Judge: TypeAlias = Detector | VisionJudge | DoUndoResults | SpatialResults
+"""What judges a published benchmark: a detector, what answers questions, or the results of an official scorer."""
 
 Builder = Callable[[TaskOptions, Judge | None], Task]
 
@@ -96,6 +100,21 @@ def _geneval(options: TaskOptions, judge: Judge | None) -> Task:
         detector=judge if isinstance(judge, Detector) else None,
         num_per_category=options.num_per_category,
         samples=options.samples or OFFICIAL_SAMPLES,
+        seed=options.seed,
+    )
+
+
+def _dpg_official(options: TaskOptions, judge: Judge | None) -> Task:
+    if not options.prompts:
+        raise ValueError(
+            "dpg-official needs its prompts and questions: give --prompts dpg_bench.csv, from ELLA's repository."
+        )
+    return dpg_task(
+        options.prompts,
+        rewritten=options.rewritten or None,
+        examiner=judge if isinstance(judge, VisionJudge) else None,
+        number=options.num_per_category,
+        samples=options.samples or DPG_SAMPLES,
         seed=options.seed,
     )
 
@@ -162,6 +181,15 @@ TASKS: dict[str, TaskEntry] = {
         ("image_to_text", "text_to_image"),
         lambda options, _: CrossTaskConsistency(**options.scene_items(), samples=options.samples or SAMPLES),
     ),
+    "dpg": TaskEntry(
+        "the twin of DPG-Bench: draw captions that tell all, judged by questions that depend on each other",
+        ("text_to_image",),
+        lambda options, judge: dense_scenes(
+            **options.scene_items(),
+            samples=options.samples or DPG_SAMPLES,
+            examiner=judge if isinstance(judge, VisionJudge) else None,
+        ),
+    ),
     "do-undo": TaskEntry(
         "do an edit, then take it back from the picture that came out",
         ("image_edit",),
@@ -177,6 +205,13 @@ TASKS: dict[str, TaskEntry] = {
         ("text_to_image",),
         _geneval,
         files="--prompts evaluation_metadata.jsonl; --detections FILE or --detector GRAPH to judge",
+        has_splits=False,
+    ),
+    "dpg-official": TaskEntry(
+        "DPG-Bench itself: 1,065 long prompts, four pictures each",
+        ("text_to_image",),
+        _dpg_official,
+        files="--prompts dpg_bench.csv; --judge JUDGE, or --export DIR for the official scorer",
         has_splits=False,
     ),
     "do-undo-official": TaskEntry(
