@@ -1,4 +1,4 @@
-"""What ``--judge`` takes: a model, a server, the reader of the built-in world, or a file of answers."""
+"""What ``--judge`` and ``--verdicts`` take: models, servers and files that judge pictures."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,6 +7,7 @@ from diptych.cli.contenders import ContenderSpec
 
 if TYPE_CHECKING:
     from diptych.evals.judges import VisionJudge
+    from diptych.evals.tasks import Judge
 
 SCENES = "scenes"
 
@@ -15,7 +16,7 @@ def open_judge(text: str, device: str, dtype: str) -> "VisionJudge":
     """
     Args:
         text: ``scenes``, ``URL#NAME`` of a server, a model of diptych, a file of answers (``.jsonl``), or what
-            DPG-Bench's scorer wrote (``*_detail.txt``).
+            DPG-Bench's scorer (``*_detail.txt``) or WISE's wrote (a ``.jsonl`` with ``prompt_id``, or a folder of them).
 
     Raises:
         FileNotFoundError: there is no such file or model.
@@ -27,7 +28,16 @@ def open_judge(text: str, device: str, dtype: str) -> "VisionJudge":
         from diptych.evals.scene_judge import SceneJudge
 
         return SceneJudge()
-    if Path(text).suffix == ".jsonl":
+    path = Path(text)
+    if path.is_dir() and any(path.glob("*.jsonl")) and not any(path.glob("*.safetensors")):
+        from diptych.evals.tasks.wise import read_marks
+
+        return read_marks(path)
+    if path.suffix == ".jsonl":
+        if _has_prompt_ids(path):
+            from diptych.evals.tasks.wise import read_marks
+
+            return read_marks(path)
         return read_answers(text)
     if text.endswith("_detail.txt"):
         from diptych.evals.tasks.dpg import read_details
@@ -38,3 +48,31 @@ def open_judge(text: str, device: str, dtype: str) -> "VisionJudge":
 
         return ContenderJudge(OpenAIContender.from_address(text))
     return ContenderJudge(ContenderSpec(text, None, device, dtype).model_alone())
+
+
+def open_verdicts(text: str) -> "Judge":
+    """What an official scorer wrote: a CSV of Do-Undo Bench, a JSON file of GenEval 2, a folder of GSI-Bench or of
+    T2I-CompBench, which has ``vqa_result.json`` somewhere in it.
+
+    Raises:
+        FileNotFoundError: there is nothing, or a folder lacks a file.
+        ValueError: a file is wrong; the message names line or key.
+    """
+    from diptych.evals.tasks.geneval2 import read_atom_scores
+    from diptych.evals.tasks.official_results import read_results
+    from diptych.evals.tasks.t2i_compbench import read_comp_results
+
+    path = Path(text)
+    if path.is_dir() and any(path.rglob("vqa_result.json")):
+        return read_comp_results(path)
+    if path.is_file() and path.suffix == ".json":
+        return read_atom_scores(path)
+    return read_results(path)
+
+
+def _has_prompt_ids(path: Path) -> bool:
+    """Whether one of the first two lines is of WISE's script."""
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return any('"prompt_id"' in line for line in [file.readline(), file.readline()])

@@ -128,7 +128,7 @@ def _kept_files(folder: EvaluationFolder, options: TaskOptions) -> TaskOptions:
     kept = {}
     for name in ("prompts", "rewritten"):
         if source := getattr(options, name):
-            target = folder.path / "inputs" / Path(source).name
+            target = folder.path / "inputs" / Path(source).resolve().name
             target.parent.mkdir(parents=True, exist_ok=True)
             if Path(source).is_dir():
                 shutil.copytree(source, target, dirs_exist_ok=True)

@@ -127,7 +127,7 @@ def facts(run: Mapping[str, Any], results: Sequence[TaskResult]) -> list[str]:
 def judge_warning(result: TaskResult) -> str:
     """That pictures of a published benchmark were not judged by its own judge; empty where there is nothing to say."""
     detector = result.judge.get("detector")
-    if result.judge.get("official") is False and result.task.endswith("-official"):
+    if result.judge.get("official") is False and result.task != "dpg":
         return "This is not the official judge: the score is not comparable with published ones."
     if result.task != "geneval-official" or not isinstance(detector, dict) or detector.get("official"):
         return ""
