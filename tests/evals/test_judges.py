@@ -162,7 +162,6 @@ def test_a_picture_that_was_not_judged_counts_as_wrong_and_is_asked_again(made):
 
 
 def test_a_judge_that_goes_down_stops_the_judging_and_what_it_said_is_kept(made, monkeypatch):
-    folder, keys = made
     number = len(dense_scenes(num_per_category=2, samples=1).prompts[0].propositions)
     broken = Scripted(*["yes"] * number, OSError("the server cannot be reached"))
     monkeypatch.setattr("diptych.evals.score.BATCH", 1)
@@ -173,7 +172,6 @@ def test_a_judge_that_goes_down_stops_the_judging_and_what_it_said_is_kept(made,
 
 
 def test_the_judge_is_recorded_and_verdicts_of_two_are_kept_apart(made):
-    folder, keys = made
     no, yes = judged(made, Scripted(*["no"] * 99)), judged(made, other := Scripted())
     assert no.table.overall.value == yes.table.overall.value == 0  # one judge, by name and revision: its word counts
     assert not other.asked

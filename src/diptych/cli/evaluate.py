@@ -98,7 +98,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--detections", metavar="FILE", help="of geneval-official: found objects, as JSON lines")
     parser.add_argument("--detector", metavar="GRAPH", help="of geneval-official: a YOLOX network, NAME.graph.json")
     parser.add_argument(
-        "--judge", metavar="JUDGE", help="who answers questions about pictures: a model, URL#NAME, scenes, or a file"
+        "--judge", metavar="JUDGE", help="who looks at pictures: a model, URL#NAME, scenes, MODULE:FUNCTION, or a file"
     )
     parser.add_argument("--export", metavar="DIR", help="also write the pictures as the official scorer reads them")
     parser.add_argument(

@@ -1,5 +1,6 @@
 """What ``--judge`` and ``--verdicts`` take: models, servers and files that judge pictures."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,16 +8,19 @@ from diptych.cli.contenders import ContenderSpec
 
 if TYPE_CHECKING:
     from diptych.evals.judges import VisionJudge
+    from diptych.evals.rewards import RewardModel
     from diptych.evals.tasks import Judge
 
 SCENES = "scenes"
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def open_judge(text: str, device: str, dtype: str) -> "VisionJudge":
+def open_judge(text: str, device: str, dtype: str) -> "VisionJudge | RewardModel":
     """
     Args:
         text: ``scenes``, ``URL#NAME`` of a server, a model of diptych, a file of answers (``.jsonl``), or what
-            DPG-Bench's scorer (``*_detail.txt``) or WISE's wrote (a ``.jsonl`` with ``prompt_id``, or a folder of them).
+            a scorer wrote: DPG-Bench's ``*_detail.txt``, WISE's ``.jsonl`` with ``prompt_id`` or a folder of them. A
+            reward model is ``MODULE:FUNCTION``, or a ``.jsonl`` with ``reward``.
 
     Raises:
         FileNotFoundError: there is no such file or model.
@@ -34,7 +38,11 @@ def open_judge(text: str, device: str, dtype: str) -> "VisionJudge":
 
         return read_marks(path)
     if path.suffix == ".jsonl":
-        if _has_prompt_ids(path):
+        if _begins_with(path, "reward"):
+            from diptych.evals.rewards import read_rewards
+
+            return read_rewards(path)
+        if _begins_with(path, "prompt_id"):
             from diptych.evals.tasks.wise import read_marks
 
             return read_marks(path)
@@ -47,6 +55,10 @@ def open_judge(text: str, device: str, dtype: str) -> "VisionJudge":
         from diptych.evals.openai_url import OpenAIContender
 
         return ContenderJudge(OpenAIContender.from_address(text))
+    if _FUNCTION.fullmatch(text) and not path.exists():
+        from diptych.evals.rewards import named_function
+
+        return named_function(text)
     return ContenderJudge(ContenderSpec(text, None, device, dtype).model_alone())
 
 
@@ -70,9 +82,9 @@ def open_verdicts(text: str) -> "Judge":
     return read_results(path)
 
 
-def _has_prompt_ids(path: Path) -> bool:
-    """Whether one of the first two lines is of WISE's script."""
+def _begins_with(path: Path, key: str) -> bool:
+    """Whether one of the first two lines has a key: what the file is, where another may come before."""
     if not path.is_file():
         return False
     with path.open(encoding="utf-8", errors="replace") as file:
-        return any('"prompt_id"' in line for line in [file.readline(), file.readline()])
+        return any(f'"{key}"' in line for line in [file.readline(), file.readline()])

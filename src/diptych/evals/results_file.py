@@ -115,8 +115,9 @@ def facts(run: Mapping[str, Any], results: Sequence[TaskResult]) -> list[str]:
         if result.missing:
             name, reason = next(iter(result.missing.items()))
             without = result.table.details["missing"]["score_without_them"]
+            counted_as = result.table.details["missing"]["counted_as"]
             said.append(
-                f"{label}: {len(result.missing)} samples are missing and counted as wrong, such as {name} ({reason}); "
+                f"{label}: {len(result.missing)} samples are missing and counted as {counted_as}, such as {name} ({reason}); "
                 f"without them the score is {without:.3f}."
             )
         if result.task in CONTAMINATION:

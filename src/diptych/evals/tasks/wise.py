@@ -44,8 +44,8 @@ WEIGHTS: Mapping[Scale, Mapping[str, float]] = {
     "legacy": {"culture": 0.4, "time": 0.167, "space": 0.133, "biology": 0.1, "physics": 0.1, "chemistry": 0.1},
     "verified": {"culture": 0.4, "time": 0.12, "space": 0.12, "biology": 0.12, "physics": 0.12, "chemistry": 0.12},
 }
-MARKS = {"consistency": 0.7, "realism": 0.2, "aesthetic_quality": 0.1}
-"""What each mark weighs in a WiScore; each is 0, 1 or 2."""
+MARKS = {"consistency": 7, "realism": 2, "aesthetic_quality": 1}
+"""Tenths that each mark weighs in a WiScore; each is 0, 1 or 2."""
 
 _MARK = re.compile(r"(consistency|realism|aesthetic quality)[\s*:]*([0-9])(?![0-9.])", re.IGNORECASE)
 _NO_MARK = 999
@@ -126,7 +126,7 @@ def _prompt(entry: Any, where: str) -> KnowledgePrompt:
 def wiscore(consistency: int, realism: int, aesthetic_quality: int) -> float:
     """``(0.7 C + 0.2 R + 0.1 A) / 2``, from marks of 0 to 2."""
     marks = {"consistency": consistency, "realism": realism, "aesthetic_quality": aesthetic_quality}
-    return sum(MARKS[name] * mark for name, mark in marks.items()) / 2
+    return sum(MARKS[name] * mark for name, mark in marks.items()) / 20
 
 
 def marks_in(text: str) -> dict[str, int] | None:
