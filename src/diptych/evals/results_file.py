@@ -117,8 +117,8 @@ def facts(run: Mapping[str, Any], results: Sequence[TaskResult]) -> list[str]:
             without = result.table.details["missing"]["score_without_them"]
             counted_as = result.table.details["missing"]["counted_as"]
             said.append(
-                f"{label}: {len(result.missing)} samples are missing and counted as {counted_as}, such as {name} ({reason}); "
-                f"without them the score is {without:.3f}."
+                f"{label}: {len(result.missing)} samples are missing and counted as {counted_as}, such as {name} "
+                f"({reason}); without them the score is {without:.3f}."
             )
         if result.task in CONTAMINATION:
             said.append(f"{label}: {CONTAMINATION[result.task]}")

@@ -53,7 +53,7 @@ EXPLAINED = {
     "wise-verified": ("WISE Verified", "Share of prompts that need knowledge of the world and were drawn right."),
     "geneval2": ("GenEval 2", "Soft-TIFA: how likely the judge finds the right answer about each atom of a prompt."),
     "t2i-compbench": ("T2I-CompBench", "Composed prompts; how a picture is judged differs by category."),
-    "hpsv2": ("HPSv2", "How well people would like the pictures, as a reward model has it; 25 to 30 is usual."),
+    "hpsv2": ("HPSv2", "How well people would like the pictures, as a reward model has it: 100 times a cosine."),
     "hpsv3": ("HPSv3", "How well people would like the pictures, as a reward model has it."),
     "image-reward": ("ImageReward", "How well people would like the pictures, as a reward model has it."),
     "geneval": ("GenEval", "Share of pictures that GenEval's rules accept on what a detector found in them."),

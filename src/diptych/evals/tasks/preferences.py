@@ -1,9 +1,9 @@
 """Human preference, as a reward model foretells it: HPSv2 (arXiv 2306.09341), HPSv3 (2508.03789) and ImageReward
 (2304.05977), one picture a prompt.
 
-What rates is a ``RewardModel``. HPSv2 is 100 times the cosine of a tuned CLIP ViT-H/14, over four styles of 800 prompts;
-its versions 2.0 and 2.1 are not comparable. HPSv3 and ImageReward are means of what their packages return (ImageReward's
-is standardised already: the raw number minus 0.16717, over 1.03334), on any prompts.
+What rates is a ``RewardModel``. HPSv2 is 100 times the cosine of a tuned CLIP ViT-H/14, over four styles of 800
+prompts; its versions 2.0 and 2.1 are not comparable. HPSv3 and ImageReward are means of what their packages return, on
+any prompts; ImageReward's is standardised already: the raw number minus 0.16717, over 1.03334.
 
 A missing picture counts as the lowest reward of the run: zero is no bad reward on such scales. The official HPSv2 rates
 the next picture in its place.
