@@ -123,9 +123,10 @@ def read_rewards(path: str | Path) -> StoredRewards:
             about = record
             continue
         name, value = record.get("id"), record.get("reward")
+        is_number = isinstance(value, int | float) and _is_number(value)
         if not isinstance(name, str) or not name:
             raise ValueError(f'{where}: which picture is it? Give "id", as in manifest.jsonl.')
-        if not _is_number(value):
+        if value is None or not is_number:
             raise ValueError(f"{where}: reward must be a number, got {value!r}.")
         if name in found:
             raise ValueError(f"{where}: line {lines[name]} is about the same picture, {name}. Remove one of them.")

@@ -51,10 +51,10 @@ def read_styles(path: str | Path) -> tuple[RatedPrompt, ...]:
         ValueError: a file is no JSON list of texts.
     """
     path = Path(path)
-    files = [found for style in STYLES if (found := path / f"{style}.json").is_file()] if path.is_dir() else [path]
+    files = [file for style in STYLES if (file := path / f"{style}.json").is_file()] if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"There is no {path} with {', '.join(f'{style}.json' for style in STYLES)}.")
-    found = []
+    found: list[RatedPrompt] = []
     for file in files:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
@@ -173,14 +173,14 @@ class Preferences:
             table = score_table(self.label, contender, styles, values)
             details = {"overall_is": "the mean over all pictures, on the scale of the reward model."}
             return ScoreTable(self.label, contender, mean_score(values), table.categories, details)
-        details = {
+        deviations: dict[str, Any] = {
             "overall_is": "the mean of the styles: 100 times the cosine of picture and prompt.",
             "deviation_of_groups": {
                 style: deviation_of_groups([unit.value for unit in units if unit.category == style])
                 for style in dict.fromkeys(styles)
             },
         }
-        return score_table(self.label, contender, styles, values, details=details)
+        return score_table(self.label, contender, styles, values, details=deviations)
 
     def places(self) -> dict[str, Place]:
         """HPSv2's ``<style>/00000.jpg``; of the others PNG files of such names."""

@@ -72,7 +72,7 @@ def read_prompts(path: str | Path) -> tuple[CompPrompt, ...]:
         ValueError: a file is of no category, or empty.
     """
     path = Path(path)
-    files = [found for name in CATEGORIES if (found := path / f"{name}_val.txt").is_file()] if path.is_dir() else [path]
+    files = [file for name in CATEGORIES if (file := path / f"{name}_val.txt").is_file()] if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"There is no {path} with <category>_val.txt. Give --prompts a file or the folder.")
     found: list[CompPrompt] = []
