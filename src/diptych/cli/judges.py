@@ -18,7 +18,8 @@ _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 def open_judge(text: str, device: str, dtype: str) -> "VisionJudge | RewardModel":
     """
     Args:
-        text: ``scenes``, ``URL#NAME`` of a server, a model of diptych, a file of answers (``.jsonl``), or what
+        text: ``scenes``, ``URL#NAME`` of a server, a model of diptych, ``transformers:NAME``, a file of
+            answers (``.jsonl``), or what
             a scorer wrote: DPG-Bench's ``*_detail.txt``, WISE's ``.jsonl`` with ``prompt_id`` or a folder of them. A
             reward model is ``MODULE:FUNCTION``, or a ``.jsonl`` with ``reward``.
 
@@ -55,7 +56,7 @@ def open_judge(text: str, device: str, dtype: str) -> "VisionJudge | RewardModel
         from diptych.evals.openai_url import OpenAIContender
 
         return ContenderJudge(OpenAIContender.from_address(text))
-    if _FUNCTION.fullmatch(text) and not path.exists():
+    if _FUNCTION.fullmatch(text) and not text.startswith("transformers:") and not path.exists():
         from diptych.evals.rewards import named_function
 
         return named_function(text)
