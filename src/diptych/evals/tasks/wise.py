@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from diptych.data.example import Pixels, Text
-from diptych.evals.json_lines import json_lines
+from diptych.evals.json_lines import json_lines, prompt_files
 from diptych.evals.judges import JUDGED_AT_ONCE, Answer, Query, StoredAnswers, VisionJudge, ask_all, yes_or_no
 from diptych.evals.places import Place
 from diptych.evals.protocol import Failure, Output, Request
@@ -311,10 +311,10 @@ def read_marks(path: str | Path) -> StoredAnswers:
 
 
 def source_revision(path: str | Path) -> str:
-    """Name and digest of a file, or of all files of a folder."""
-    path = Path(path).resolve()
+    """Name and digest of a file, or of the files of a folder that can hold prompts."""
+    path = Path(path)
     if path.is_dir():
-        return f"{path.name}: " + ", ".join(file_revision(file) for file in sorted(path.iterdir()) if file.is_file())
+        return f"{path.resolve().name}: " + ", ".join(file_revision(file) for file in prompt_files(path))
     return file_revision(path)
 
 
