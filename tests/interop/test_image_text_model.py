@@ -55,7 +55,7 @@ def folder(tmp_path_factory):
         vocab_size=len(WORDS), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    model = LlavaForConditionalGeneration(LlavaConfig(vision, text, image_token_index=4))
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=4))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8.0)  # else its answers would hardly depend on the picture
