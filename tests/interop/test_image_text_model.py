@@ -80,7 +80,9 @@ def test_answers_and_first_tokens_are_those_of_the_model(folder):
     both = float(expected[WORDS.index("two")] + expected[WORDS.index("one")])
     assert tokens.probability_of(["two word", "two", " two", "one"]) == pytest.approx(both)
     other = Request("b", "text", (ImageIn(BLUE), Text("Is it red ?")), settings=settings)
-    assert contender.first_tokens([other])[0].probability_of(["yes"]) != pytest.approx(yes, rel=1e-3)
+    again, changed = contender.first_tokens([request, other])
+    assert torch.equal(again.probabilities, tokens.probabilities)
+    assert not torch.equal(changed.probabilities, tokens.probabilities)  # it sees the picture
 
 
 def test_it_judges_and_is_recorded_by_its_weights(folder, tmp_path):
