@@ -31,8 +31,9 @@ Measures a model in two phases. The first makes everything that the tasks ask fo
 judges what is there, now or later and elsewhere. Run again, it goes on where it was stopped.
 Beside the model stand an oracle, chance and, for edits, the unchanged input.
 
-MODEL is a bundled model, a model folder, a checkpoint of a run, a server as URL#NAME (OpenAI-compatible), or one of the
-references oracle, chance, constant and copy-input. With --phase score it is the folder that is to be judged."""
+MODEL is a bundled model, a model folder, a checkpoint of a run, a server as URL#NAME (OpenAI-compatible), pictures:DIR
+(pictures in the layout of an official scorer), or one of the references oracle, chance, constant and copy-input.
+With --phase score it is the folder that is to be judged."""
 EXAMPLES = """\
   diptych evaluate diptych-scenes --on geneval,questions,editing
   diptych evaluate runs/mine/checkpoints/step-004800 --num-per-category 300 --out scores/mine
@@ -44,7 +45,6 @@ EXAMPLES = """\
   diptych evaluate --list"""
 
 TASKS = ("geneval", "questions", "editing", "multi-reference")
-OFFICIAL = ("geneval-official", "do-undo-official", "gsi-official")
 SPLITS = ("test", "novel", "train")
 _NEEDS = {
     "geneval": "text_to_image",
@@ -97,9 +97,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--rewritten", metavar="FILE", help="the same prompts in other words")
     parser.add_argument("--detections", metavar="FILE", help="of geneval-official: found objects, as JSON lines")
     parser.add_argument("--detector", metavar="GRAPH", help="of geneval-official: a YOLOX network, NAME.graph.json")
+    parser.add_argument(
+        "--judge", metavar="JUDGE", help="who looks at pictures: a model, URL#NAME, scenes, MODULE:FUNCTION, or a file"
+    )
     parser.add_argument("--export", metavar="DIR", help="also write the pictures as the official scorer reads them")
     parser.add_argument(
-        "--verdicts", metavar="PATH", help="results of the official scorer: a CSV of Do-Undo, or a folder of GSI"
+        "--verdicts", metavar="PATH", help="results of the official scorer, whose form tells which benchmark it is"
     )
     parser.add_argument(
         "--missing", choices=("wrong", "refuse"), default="wrong", help="what absent samples are (default: wrong)"
@@ -303,17 +306,23 @@ def export(folder: "EvaluationFolder", run: Mapping[str, Any], target: str) -> N
         ValueError: the folder holds none.
     """
     from diptych.evals.harness import planned_before
+    from diptych.evals.official_layout import export_layout
+    from diptych.evals.places import WithPlaces
+    from diptych.evals.tasks import TASKS as KNOWN
     from diptych.evals.tasks.detections_file import export_pictures
     from diptych.evals.tasks.geneval import GenEval
     from diptych.evals.tasks.official_results import export_named
 
-    entries = [entry for entry in run["tasks"] if entry["name"] in OFFICIAL]
+    official = [name for name, known in KNOWN.items() if not known.has_splits]
+    entries = [entry for entry in run["tasks"] if entry["name"] in official]
     if not entries:
-        raise ValueError(f"--export: {folder.path} holds none of {', '.join(OFFICIAL)}.")
+        raise ValueError(f"--export: {folder.path} holds none of {', '.join(official)}.")
     for entry in entries:
         task: Any = planned_before(folder, entry).build()
         place = writable_folder(target if len(entries) == 1 else str(Path(target) / entry["name"]))
-        write = export_pictures if isinstance(task, GenEval) else export_named
+        write: Any = export_pictures if isinstance(task, GenEval) else export_named
+        if isinstance(task, WithPlaces):
+            write = export_layout
         print(f"{write(folder, task, entry['keys'], place)} pictures in {place}", file=sys.stderr)
 
 
@@ -328,7 +337,7 @@ def in_order(own: Sequence["ScoreTable"], references: Sequence["ScoreTable"]) ->
 
 def chosen_judge(arguments: Namespace) -> "Judge | None":
     """What judges the pictures of an official benchmark."""
-    given = [name for name in ("detections", "detector", "verdicts") if getattr(arguments, name)]
+    given = [name for name in ("detections", "detector", "judge", "verdicts") if getattr(arguments, name)]
     if len(given) > 1:
         raise ValueError(f"give --{given[0]} or --{given[1]}, not both: one of them judges.")
     if arguments.detections:
@@ -339,10 +348,14 @@ def chosen_judge(arguments: Namespace) -> "Judge | None":
         from diptych.interop.yolox import load_yolox
 
         return load_yolox(arguments.detector)
-    if arguments.verdicts:
-        from diptych.evals.tasks.official_results import read_results
+    if arguments.judge:
+        from diptych.cli.judges import open_judge
 
-        return read_results(arguments.verdicts)
+        return open_judge(arguments.judge, arguments.device, arguments.dtype)
+    if arguments.verdicts:
+        from diptych.cli.judges import open_verdicts
+
+        return open_verdicts(arguments.verdicts)
     return None
 
 

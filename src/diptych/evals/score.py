@@ -17,6 +17,7 @@ from diptych.scenes.scores import ScoreTable
 
 MissingPolicy: TypeAlias = Literal["wrong", "refuse"]
 BATCH = 64
+"""Samples between two times that verdicts are written; a task may ask for fewer with ``judged_at_once``."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,8 @@ def score(
     details = {**table.details, "judge": judge}
     if absent:
         without = task.table(verdicts, contender).overall.value
-        details["missing"] = {"count": len(absent), "counted_as": "wrong", "score_without_them": without}
+        counted_as = getattr(task, "missing_counts_as", "wrong")
+        details["missing"] = {"count": len(absent), "counted_as": counted_as, "score_without_them": without}
     return TaskResult(
         task.name, replace(table, details=details), tuple(task.units(all_verdicts)), absent, judge, len(keys)
     )
@@ -100,6 +102,7 @@ def _judged(
     absent: dict[str, str] = {}
     todo: list[tuple[Request, Output]] = []
     names = [name for name in keys if name in requests]
+    batch = min(BATCH, getattr(task, "judged_at_once", BATCH))
     absent.update({name: "the task does not ask for it any more" for name in keys if name not in requests})
     for place, name in enumerate(names):
         row = rows.get(keys[name])
@@ -113,10 +116,13 @@ def _judged(
                 verdicts[name] = known[keys[name], row.sha256]
             else:
                 todo.append((requests[name], output))
-        if todo and (len(todo) == BATCH or place == len(names) - 1):
+        if todo and (len(todo) >= batch or place == len(names) - 1):
             new = task.judge([request for request, _ in todo], [output for _, output in todo])
             records = []
             for (request, _), verdict in zip(todo, new, strict=True):
+                if isinstance(verdict, Failure):
+                    absent[request.id] = verdict.reason
+                    continue
                 key = keys[request.id]
                 records.append({"key": key, "id": request.id, "sha256": rows[key].sha256, "verdict": verdict})
                 verdicts[request.id] = verdict
@@ -147,7 +153,10 @@ def reference_table(task: Task, contender: Contender, planned: Sequence[Planned]
         raise ValueError(f"{task.label}: {contender.name} failed at {len(failed)} requests, such as {name}: {reason}.")
     requests = [item.request for item in planned]
     verdicts = task.judge(requests, [outputs[request.id] for request in requests])
-    named = {request.id: verdict for request, verdict in zip(requests, verdicts, strict=True)}
+    named = {
+        request.id: None if isinstance(verdict, Failure) else verdict
+        for request, verdict in zip(requests, verdicts, strict=True)
+    }
     return task.table(named, contender.name)
 
 

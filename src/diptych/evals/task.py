@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from diptych.data.example import Pixels
-from diptych.evals.protocol import Output, Request
+from diptych.evals.protocol import Failure, Output, Request
 from diptych.scenes.scores import ScoreTable
 
 Verdict: TypeAlias = dict[str, Any]
@@ -33,7 +33,11 @@ class Unit:
 
 @runtime_checkable
 class Task(Protocol):
-    """A benchmark; a frozen dataclass, so that it can be sent to other processes."""
+    """A benchmark; a frozen dataclass, so that it can be sent to other processes.
+
+    Two things it may have beside: ``judged_at_once``, how many samples a judge is given between two times that verdicts
+    are written, and ``missing_counts_as``, what its ``units`` make of a missing sample where that is not "wrong".
+    """
 
     @property
     def name(self) -> str:
@@ -71,8 +75,11 @@ class Task(Protocol):
         """Why samples cannot be judged by the task as it was built; empty if they can."""
         ...
 
-    def judge(self, requests: Sequence[Request], outputs: Sequence[Output]) -> list[Verdict]:
-        """A verdict on each of some samples, none of which is a ``Failure``. Pure."""
+    def judge(self, requests: Sequence[Request], outputs: Sequence[Output]) -> Sequence[Verdict | Failure]:
+        """A verdict on each of some samples, none of which is a ``Failure``. Pure.
+
+        A ``Failure`` in place of a verdict is a sample that the judge could not judge; it is asked again another time.
+        """
         ...
 
     def units(self, verdicts: Verdicts) -> list[Unit]:
