@@ -1,4 +1,4 @@
-"""FD-loss on real photographs: EuroSAT at 64 pixels, in the spaces of three ImageNet networks.
+"""FD-loss on real photographs: EuroSAT at 64 pixels, in the spaces of networks trained on ImageNet and CIFAR.
 
 ``distances`` computes distances of real sets that are known, beside the known values. ``base`` trains a small generator
 of ten classes from captions, ``one`` and ``two`` post-train it to one step by FD-loss in one space and in two, and
@@ -6,8 +6,8 @@ of ten classes from captions, ``one`` and ``two`` post-train it to one step by F
 commands of diptych, which are printed, so that each can be typed by hand; what is done is kept, and a second call goes
 on from there.
 
-Data: a folder with ``images/eurosat``, ``images/emoji``, ``models/imagenet`` and, for ``--space taef2``,
-``models/taef2``.
+Data: a folder with ``images/eurosat``, ``images/emoji``, ``models/imagenet``, ``models/cifar_resnet`` and, for
+``--space taef2``, ``models/taef2``.
 
     python benchmarks/fd_real.py --data DATA [--out runs/fd-real] [--parts distances base one two scores] [--scale 1]
 """
@@ -34,19 +34,20 @@ from diptych.interop.feature_networks import load_features
 
 PARTS = ("distances", "base", "one", "two", "scores")
 NETWORKS = {
-    "squeezenet": ("squeezenet_v1_1", 224),
-    "mobilenet1": ("mobilenet_v1_075_192", 192),
-    "mobilenet2": ("mobilenet_v2_100", 224),
+    "squeezenet": ("imagenet/squeezenet_v1_1.graph.json", 224),
+    "mobilenet1": ("imagenet/mobilenet_v1_075_192.graph.json", 192),
+    "mobilenet2": ("imagenet/mobilenet_v2_100.graph.json", 224),
+    "cifar": ("cifar_resnet/resnet20.safetensors", 32),
 }
-"""By name: the file, and the size that the known distances are of."""
+"""By name: the file, and the size it was trained at, which the known distances are of."""
 KNOWN = {
-    "EuroSAT train, even against odd rows": (18.07, 8.22, 17.49),
-    "EuroSAT train against test": (21.87, 10.28, 22.50),
-    "EuroSAT forest against industry": (5023.0, 565.5, 745.5),
-    "emoji, flat against 3D": (932.6, 149.5, 203.0),
-    "EuroSAT against flat emoji": (5805.0, 591.3, 627.8),
+    "EuroSAT train, even against odd rows": {"squeezenet": 18.07, "mobilenet1": 8.22, "mobilenet2": 17.49},
+    "EuroSAT train against test": {"squeezenet": 21.87, "mobilenet1": 10.28, "mobilenet2": 22.50},
+    "EuroSAT forest against industry": {"squeezenet": 5023.0, "mobilenet1": 565.5, "mobilenet2": 745.5},
+    "emoji, flat against 3D": {"squeezenet": 932.6, "mobilenet1": 149.5, "mobilenet2": 203.0},
+    "EuroSAT against flat emoji": {"squeezenet": 5805.0, "mobilenet1": 591.3, "mobilenet2": 627.8},
 }
-"""Distances that come with the data, in the order of ``NETWORKS``, to four digits."""
+"""Distances that come with the data, to four digits."""
 
 TARS = "diptych.data.sources:WebDatasetSource"
 BASE_STEPS, POST_STEPS = 4000, 400
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--scale", type=float, default=1.0, help="factor on the training steps")
     parser.add_argument("--space", choices=("pixels", "taef2"), default="pixels", help="what the generator draws")
-    parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS)[:3])
     parser.add_argument("--side", type=int, default=96, help="pixels a side that networks take in training and scores")
     parser.add_argument("--images", type=int, default=2000, help="pictures drawn for a score; as many as the test set")
     parser.add_argument("--guidance", type=float, default=1.0, help="of the 50 steps; one step has none")
@@ -142,10 +143,8 @@ def known_distances(arguments: argparse.Namespace) -> None:
     with np.load(blob) as arrays:
         labels, is_train = arrays["label"], arrays["split"] == 0
     print("\n| distance | network | ours | known | apart |\n| --- | --- | ---: | ---: | ---: |", flush=True)
-    for place, (name, (file, side)) in enumerate(NETWORKS.items()):
-        if name not in arguments.networks:
-            continue
-        spec = f"{name}@{side}={arguments.data}/models/imagenet/{file}.graph.json"
+    for name in arguments.networks:
+        spec = network_spec(arguments, name, NETWORKS[name][1])
         land = rows_of(blob, spec, cache)
         flat, solid = (rows_of(images / "emoji" / f"{style}_128.npz", spec, cache) for style in ("noto", "fluent3d"))
         train = land[is_train]
@@ -162,8 +161,9 @@ def known_distances(arguments: argparse.Namespace) -> None:
             "EuroSAT against flat emoji": (land, flat),
         }
         for title, (a, b) in sides.items():
-            found, known = frechet_distance(moments_of(a), moments_of(b)), KNOWN[title][place]
-            print(f"| {title} | {name} | {found:.2f} | {known:g} | {100 * abs(found / known - 1):.2f} % |", flush=True)
+            found, known = frechet_distance(moments_of(a), moments_of(b)), KNOWN[title].get(name)
+            apart = "" if known is None else f"{100 * abs(found / known - 1):.2f} %"
+            print(f"| {title} | {name} | {found:.2f} | {known or ''} | {apart} |", flush=True)
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
@@ -242,7 +242,10 @@ def post_flags(arguments: argparse.Namespace, packs: dict[str, str], num_spaces:
     steps = max(2, int(POST_STEPS * arguments.scale))
     num_train = json.loads((Path(packs["train"]) / "pack.json").read_text(encoding="utf-8"))["num_records"]
     kind = "diptych.interop.feature_networks:FeatureNetwork"
-    spaces = {name: {"kind": kind, "spec": network_spec(arguments, name)} for name in arguments.networks[:num_spaces]}
+    spaces = {
+        name: {"kind": kind, "spec": network_spec(arguments, name, arguments.side)}
+        for name in arguments.networks[:num_spaces]
+    }
     return [
         "--model.start-from", str(arguments.out / "base"),
         "--model.representations", json.dumps(spaces),
@@ -259,8 +262,10 @@ def post_flags(arguments: argparse.Namespace, packs: dict[str, str], num_spaces:
     ]  # fmt: skip
 
 
-def network_spec(arguments: argparse.Namespace, name: str) -> str:
-    return f"{name}@{arguments.side}={arguments.data}/models/imagenet/{NETWORKS[name][0]}.graph.json"
+def network_spec(arguments: argparse.Namespace, name: str, side: int) -> str:
+    """A name that ``--features`` takes; CIFAR's network is always at its own size."""
+    file, own_side = NETWORKS[name]
+    return f"{name}@{own_side if name == 'cifar' else side}={arguments.data}/models/{file}"
 
 
 # -- scores ------------------------------------------------------------------------------------------------------------
@@ -268,15 +273,16 @@ def network_spec(arguments: argparse.Namespace, name: str) -> str:
 
 def scores(arguments: argparse.Namespace, packs: dict[str, str]) -> None:
     """FD of what every contender draws from the training set, and the table."""
-    specs = ",".join(network_spec(arguments, name) for name in arguments.networks)
+    specs = ",".join(network_spec(arguments, name, arguments.side) for name in arguments.networks)
     rows = []
     for name, (run, steps) in CONTENDERS.items():
         if not (arguments.out / run / "minutes.json").exists():
             continue
-        folder = arguments.out / "drawn" / f"{run}-{steps}-{arguments.images}"
+        guidance = f"-guided-{arguments.guidance:g}" if steps > 1 and arguments.guidance != 1 else ""
+        folder = arguments.out / "drawn" / f"{run}-{steps}-{arguments.images}{guidance}"
         speed = draw(arguments, packs, run, steps, folder)
         report = arguments.out / "fd" / f"{folder.name}-{arguments.side}"
-        if not (report / "fd.json").exists():
+        if scored_networks(report / "fd.json") != arguments.networks:
             words = ("--val", packs["test"], "--features", specs, "--cache", str(arguments.out / "features"))
             diptych_command("fd", str(folder), packs["train"], *words, "--out", str(report))
         found = json.loads((report / "fd.json").read_text(encoding="utf-8"))
@@ -294,6 +300,13 @@ def scores(arguments: argparse.Namespace, packs: dict[str, str]) -> None:
         if (file := arguments.out / run / "minutes.json").exists():
             minutes = json.loads(file.read_text(encoding="utf-8"))
             print(f"{run}: {minutes['wall']:.1f} minutes, {minutes['processor']:.1f} of a processor's time")
+
+
+def scored_networks(file: Path) -> list[str]:
+    """Networks of a report; one of a command that was stopped has the first ones only."""
+    if not file.exists():
+        return []
+    return [score["features"] for score in json.loads(file.read_text(encoding="utf-8"))["scores"]]
 
 
 def distance_cell(score: dict[str, Any]) -> str:
