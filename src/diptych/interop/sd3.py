@@ -55,6 +55,8 @@ def collate_captions(examples: Sequence[Example], seeds: Sequence[int]) -> Capti
 class SD3Generator(nn.Module):
     """A Stable Diffusion 3 pipeline that draws captions in one step."""
 
+    autoencoder: Any
+
     def __init__(
         self, *, denoiser: SD3Denoiser, text_encoder: SD3TextEncoder, autoencoder: nn.Module, image_size: int
     ) -> None:
@@ -68,7 +70,7 @@ class SD3Generator(nn.Module):
         super().__init__()
         self.denoiser = denoiser
         self.text_encoder = text_encoder
-        self.autoencoder: Any = autoencoder.requires_grad_(False)
+        self.autoencoder = autoencoder.requires_grad_(False)
         self.latent_shape: tuple[int, int, int] = self.autoencoder.latent_shape(image_size, image_size)
         if self.latent_shape[1] % denoiser.patch_size:
             multiple = self.autoencoder.stride * denoiser.patch_size
