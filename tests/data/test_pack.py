@@ -227,6 +227,38 @@ def test_nlvr(tmp_path):
     assert pack("nlvr", folder, tmp_path / "one", "train", num_orders=1).num_records == 1
 
 
+def eurosat_folder(folder: Path) -> Path:
+    """Three classes with two training images each, but the last with one; one test image of the second."""
+    folder.mkdir()
+    images = [encode(np.full((4, 4, 3), 20 * number, dtype=np.uint8)) for number in range(6)]
+    blob_npz(folder / "plain.npz", images)
+    with np.load(folder / "plain.npz") as arrays:
+        blob = dict(arrays)
+    np.savez(
+        folder / "eurosat_rgb64.npz",
+        **blob,
+        label=np.array([0, 0, 1, 1, 1, 2], np.uint8),
+        split=np.array([0, 0, 0, 1, 0, 0], np.uint8),
+    )
+    names = ["Forest", "River", "SeaLake"]
+    about = {"classes": names, "captions": {name: f"a photo of {name}" for name in names}}
+    (folder / "classes.json").write_text(json.dumps(about | {"split": {"0": "train", "1": "test"}}))
+    return folder
+
+
+def test_eurosat_comes_with_its_classes_in_turn(tmp_path):
+    folder = eurosat_folder(tmp_path / "eurosat")
+    assert pack("eurosat", folder, tmp_path / "train", "train").num_records == 5
+    examples = read(tmp_path / "train", tmp_path)
+    assert [example.metadata["label"] for example in examples] == [0, 1, 2, 0, 1]
+    assert [example.metadata["row"] for example in examples] == [0, 2, 5, 1, 4]
+    assert [example.parts[1].image.pixels[0, 0, 0] for example in examples] == [0, 40, 100, 20, 80]
+    assert examples[1].parts[0] == Text("a photo of River")
+    assert pack("eurosat", folder, tmp_path / "test", "test").num_records == 1
+    with pytest.raises(ValueError, match=r"has no split 'val': choose one of train, test"):
+        pack("eurosat", folder, tmp_path / "val", "val")
+
+
 def test_blob_files_are_checked(tmp_path):
     np.savez(tmp_path / "a.npz", data=np.zeros(3, np.uint8))
     with pytest.raises(ValueError, match=r"a\.npz must hold the arrays data and offset, it has data"):

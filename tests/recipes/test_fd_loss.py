@@ -9,9 +9,9 @@ from diptych.train.serialization import from_json, to_json
 PRESETS = presets_of(fd_loss)
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "paper", "paper_imf", "paper_jit"])
+@pytest.mark.parametrize("name", ["tiny", "small", "paper", "paper_imf", "paper_jit", "paper_sd35"])
 def test_every_preset_round_trips_through_json(name):
-    assert set(PRESETS) == {"tiny", "small", "paper", "paper_imf", "paper_jit"}
+    assert set(PRESETS) == {"tiny", "small", "paper", "paper_imf", "paper_jit", "paper_sd35"}
     recipe = load_preset(f"fd_loss:{name}")
     assert from_json(to_json(recipe)) == recipe
     assert (recipe.sampling.num_steps, recipe.sampling.guidance_scale) == (1, 1.0)
@@ -37,3 +37,18 @@ def test_published_runs_have_the_published_numbers(name, lr, num_steps, guidance
     assert set(recipe.model.representations) == {"siglip2", "mae", "inception"}
     with pytest.raises(FileNotFoundError, match=r"checkpoints/base/.*pth is missing"):
         recipe.model.build()
+
+
+def test_the_published_run_on_captions_has_the_published_numbers():
+    """Card of the paper, section 4: 15,000 steps, 2,500 of warm-up, learning rate 1e-5, batch 1024, no guidance."""
+    recipe = load_preset("fd_loss:paper_sd35")
+    stage = recipe.stages["one_step"]
+    assert (stage.num_steps, stage.optimizer.warmup_steps, stage.optimizer.lr, stage.batch_size) == (
+        15_000,
+        2500,
+        1e-5,
+        1024,
+    )
+    assert recipe.model.generator.image_size == 256 and recipe.model.guidance_scale == 1
+    assert recipe.model.checkpoint_activations and recipe.model.prompts == recipe.data["captions"]
+    assert set(recipe.model.references) == {"siglip2", "mae", "inception"}

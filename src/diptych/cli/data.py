@@ -17,7 +17,7 @@ EXAMPLES = """\
   diptych data tokenizer packed/emoji-train packed/emoji-edits --out tokenizer --vocab-size 1024"""
 
 _TASKS = ("text_to_image", "image_to_text", "image_edit", "interleaved", "text")
-_KINDS = ("records", "emoji", "emoji_edit", "nlvr")
+_KINDS = ("records", "emoji", "emoji_edit", "eurosat", "nlvr")
 
 
 def add_arguments(parser: Parser) -> None:

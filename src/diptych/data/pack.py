@@ -23,14 +23,15 @@ from diptych.data.sources.blob_npz import (
     PackRecord,
     emoji_edit_records,
     emoji_records,
+    eurosat_records,
     nlvr_records,
 )
 from diptych.data.sources.detect import FieldsReader, open_fields
 from diptych.data.sources.protocol import BadRecord, NoUsableRecords
 from diptych.data.sources.webdataset import IMAGE_EXTENSIONS
 
-PackKind: TypeAlias = Literal["records", "emoji", "emoji_edit", "nlvr"]
-PACK_KINDS: tuple[PackKind, ...] = ("records", "emoji", "emoji_edit", "nlvr")
+PackKind: TypeAlias = Literal["records", "emoji", "emoji_edit", "eurosat", "nlvr"]
+PACK_KINDS: tuple[PackKind, ...] = ("records", "emoji", "emoji_edit", "eurosat", "nlvr")
 MANIFEST = "pack.json"
 
 
@@ -89,7 +90,7 @@ def pack(
 
     Args:
         kind: ``records`` takes any format that ``detect_source`` knows; the others are the sets in image-npz files:
-            emoji with captions, emoji edits, NLVR sentences.
+            emoji with captions, emoji edits, EuroSAT with a caption a class, NLVR sentences.
         split: which part; ``records`` needs it for Hugging Face data sets only.
         task: what a record means; ``None``: found out from its columns. Only for ``records``.
         styles: emoji styles that are packed.
@@ -124,6 +125,9 @@ def pack(
     elif kind == "emoji_edit":
         report = PackReport(target, "image_edit")
         records = emoji_edit_records(source, split, edit_kinds)
+    elif kind == "eurosat":
+        report = PackReport(target, "text_to_image")
+        records = eurosat_records(source, split)
     else:
         report = PackReport(target, "image_to_text")
         records = nlvr_records(source, split, num_orders)

@@ -1,10 +1,11 @@
-"""FD-loss (arXiv 2604.28190) for the generators of the paper's tables: class-conditional, one step, without a prompt.
+"""FD-loss (arXiv 2604.28190) for the generators of the paper's tables: class-conditional, or of captions; one step.
 
     x = decode(x_theta(z, y)),   z ~ N(0, s^2 I),   y ~ classes        one call of the denoiser, with gradient
 
 JiT, which draws in many steps, is read at pure noise as a prediction of the image (section "Post-training"); pMF and
-iMF draw in one step anyway, at a fixed guidance scale and interval, which are inputs of theirs. Loss and populations
-are `diptych.frechet`'s, as for unified models (`diptych.methods.fd_loss`); real images enter as files of moments alone.
+iMF draw in one step anyway, at a fixed guidance scale and interval, which are inputs of theirs. Stable Diffusion 3.5
+(`diptych.interop.sd3`) is read like JiT, of captions. Loss and populations are `diptych.frechet`'s, as for unified
+models (`diptych.methods.fd_loss`); real images enter as files of moments alone.
 
 Differs from the paper's code: classes come shuffled and equally often instead of each at random; noise follows from the
 examples' seeds.
@@ -12,15 +13,18 @@ examples' seeds.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from diptych.data.example import Example
 from diptych.data.shuffle import derive_key
+from diptych.data.sources.class_labels import ClassLabels
 from diptych.flow.path import to_data
 from diptych.frechet.features import Features
 from diptych.frechet.gather import gather_features
@@ -65,6 +69,23 @@ def collate_classes(examples: Sequence[Example], seeds: Sequence[int]) -> ClassB
     return ClassBatch(labels, torch.tensor(list(seeds), dtype=torch.int64))
 
 
+@runtime_checkable
+class OneStepGenerator(Protocol):
+    """What is post-trained: a module that draws a batch in one step, with gradient."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def collator(self) -> Callable[[Sequence[Example], Sequence[int]], Any]:
+        """What makes batches of examples and their seeds."""
+
+    def checkpoint_activations(self) -> None:
+        """Saves memory in the backward pass, from now on."""
+
+    def __call__(self, batch: Any) -> Float[Tensor, "batch 3 height width"]:
+        """Images about in [-1, 1]."""
+
+
 class ClassGenerator(nn.Module):
     """A denoiser that draws classes in one step, in pixels or in the latents of a frozen autoencoder.
 
@@ -104,6 +125,7 @@ class ClassGenerator(nn.Module):
         self.guidance_scale = guidance_scale
         self.guidance_interval = guidance_interval
         self.card = dict(card or {})
+        self._recomputes = False
 
     @property
     def device(self) -> torch.device:
@@ -112,6 +134,10 @@ class ClassGenerator(nn.Module):
     def collator(self) -> Callable[[Sequence[Example], Sequence[int]], ClassBatch]:
         """What makes batches for ``forward``."""
         return collate_classes
+
+    def checkpoint_activations(self) -> None:
+        """Computes the decoder anew in the backward pass, from now on."""
+        self._recomputes = True
 
     def forward(self, batch: ClassBatch) -> Float[Tensor, "batch 3 height width"]:
         """One image of each class, drawn in one step and not clipped: about in [-1, 1]."""
@@ -125,7 +151,13 @@ class ClassGenerator(nn.Module):
         else:
             output = self.denoiser(noise, start, batch.labels)
         data = to_data(output, self.denoiser.prediction, noise, start)
-        return data if self.autoencoder is None else self.autoencoder.decode_unclipped(data)
+        if self.autoencoder is None:
+            return data
+        decode = self.autoencoder.decode_unclipped
+        if self._recomputes and torch.is_grad_enabled():
+            decode = partial(checkpoint, decode, use_reentrant=False)
+        images: Tensor = decode(data)
+        return images
 
     def save(self, path: str | Path) -> None:
         """Writes the model folder: whole or not at all."""
@@ -157,10 +189,13 @@ def load_class_generator(path: str | Path, device: torch.device | str = "cpu") -
 
 @dataclass(frozen=True, kw_only=True)
 class ClassFDLossConfig:
-    """Post-training of a class-conditional generator."""
+    """Post-training of a generator of classes or captions."""
 
     generator: Buildable
-    """Config whose ``build()`` gives a `JiT` or `MiT`, such as ``interop.jit:JiTCheckpoint``."""
+    """Config whose ``build()`` gives a `JiT` or `MiT`, such as ``interop.jit:JiTCheckpoint``, or a whole
+    `OneStepGenerator`, such as ``interop.sd3:SD3Pipeline``."""
+    prompts: Buildable | None = None
+    """Source of the captions that the first population is drawn by; None draws the classes of a `JiT` or `MiT`."""
     autoencoder: Buildable | None = None
     """Config of the generation space of a latent generator; None for pixels."""
     guidance_scale: float = 1.0
@@ -182,6 +217,8 @@ class ClassFDLossConfig:
     fraction of the time where networks are wide; None asks for an eigendecomposition every step."""
     num_warm_start: int = 50_000
     """Images that the untrained generator draws for the first population; 10 for each feature or more."""
+    checkpoint_activations: bool = False
+    """Compute decoder and networks anew in the backward pass: for networks that fill the memory."""
 
     companion_scorers: ClassVar[tuple[str, ...]] = ()
 
@@ -203,16 +240,31 @@ class ClassFDLossConfig:
         if self.num_warm_start < 2:
             raise ValueError(f"model.num_warm_start must be at least 2, got {self.num_warm_start}.")
 
-    def build(self) -> ClassGenerator:
-        """The generator to be post-trained; raises what its configs raise."""
-        return ClassGenerator(
-            denoiser=self.generator.build(),
-            autoencoder=None if self.autoencoder is None else self.autoencoder.build(),
-            guidance_scale=self.guidance_scale,
-            guidance_interval=self.guidance_interval,
-        )
+    def build(self) -> Any:
+        """The generator to be post-trained; raises what its configs raise.
 
-    def companion(self, model: ClassGenerator, run_dir: Path) -> "ClassFDPostTraining":
+        Raises:
+            ValueError: a whole generator with an autoencoder or guidance beside it, or without ``prompts``.
+        """
+        built = self.generator.build()
+        if isinstance(built, JiT | MiT):
+            built = ClassGenerator(
+                denoiser=built,
+                autoencoder=None if self.autoencoder is None else self.autoencoder.build(),
+                guidance_scale=self.guidance_scale,
+                guidance_interval=self.guidance_interval,
+            )
+        elif self.autoencoder is not None or self.guidance_scale != 1:
+            raise ValueError(
+                f"model.generator makes a whole {type(built).__name__}: leave out model.autoencoder and guidance_scale."
+            )
+        elif self.prompts is None:
+            raise ValueError(f"model.prompts must name a source of captions for a {type(built).__name__}, got none.")
+        if self.checkpoint_activations:
+            built.checkpoint_activations()
+        return built
+
+    def companion(self, model: OneStepGenerator, run_dir: Path) -> "ClassFDPostTraining":
         """The objective ``fd``, with what it keeps between steps."""
         return ClassFDPostTraining(self, model)
 
@@ -228,7 +280,7 @@ class ClassFDLossConfig:
 class ClassFDPostTraining:
     """The loss of one run: networks, real moments, and the population."""
 
-    def __init__(self, config: ClassFDLossConfig, model: ClassGenerator) -> None:
+    def __init__(self, config: ClassFDLossConfig, model: Any) -> None:
         self.config = config
         self.model = model
         self.networks: dict[str, Features] = {name: one.build() for name, one in config.representations.items()}
@@ -256,7 +308,7 @@ class ClassFDPostTraining:
     def scorers(self) -> dict[str, Any]:
         return {}
 
-    def objective(self, model: ClassGenerator, batch: ClassBatch, generator: torch.Generator) -> dict[str, LossTerm]:
+    def objective(self, model: OneStepGenerator, batch: Any, generator: torch.Generator) -> dict[str, LossTerm]:
         """``fd``: about the sum of the weights for ever; the distances of ``metrics`` tell the progress."""
         result = self._loss()(self._features(model(batch)))
         self._distances = result.distances
@@ -269,10 +321,13 @@ class ClassFDPostTraining:
 
     def _features(self, images: Float[Tensor, "batch 3 height width"]) -> dict[str, Tensor]:
         """Of images that may leave [-1, 1], where a clamp would end their gradient."""
-        return {
-            name: network.to(images.device)(images, value_range=(-1, 1), outside="keep")
-            for name, network in self.networks.items()
-        }
+        found = {}
+        for name, network in self.networks.items():
+            extract = partial(network.to(images.device), value_range=(-1, 1), outside="keep")
+            if self.config.checkpoint_activations and torch.is_grad_enabled():
+                extract = partial(checkpoint, extract, use_reentrant=False)
+            found[name] = extract(images)
+        return found
 
     def begin_stage(self, name: str, stage: Stage, is_new: bool) -> None:
         """The population of the generator as it is."""
@@ -295,12 +350,14 @@ class ClassFDPostTraining:
 
     @torch.no_grad()
     def drawn_features(self, num_images: int) -> dict[str, Float[Tensor, "images dim"]]:
-        """Features of images of all classes in turn, the same ones every time."""
+        """Features of images of all classes, or of the source's captions, in turn; the same ones every time."""
         found: dict[str, list[Tensor]] = {name: [] for name in self.networks}
+        prompts = self.config.prompts or ClassLabels(num_classes=self.model.denoiser.num_classes)
+        source, collate = prompts.build(), self.model.collator()
         for start in range(0, num_images, _BATCH):
             indices = range(start, min(start + _BATCH, num_images))
-            seeds = torch.tensor([derive_key(0, "fd image", index) >> 1 for index in indices])
-            batch = ClassBatch(torch.tensor(indices) % self.model.denoiser.num_classes, seeds)
+            seeds = [derive_key(0, "fd image", index) >> 1 for index in indices]
+            batch = collate([source.example(index % len(source), 0) for index in indices], seeds)
             for name, rows in self._features(self.model(batch.to(self.model.device))).items():
                 found[name].append(rows)
         return {name: torch.cat(rows) for name, rows in found.items()}

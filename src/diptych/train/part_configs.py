@@ -223,10 +223,15 @@ class VaeConfig:
 class PixelsConfig:
     """Pixels themselves as the generation space."""
 
+    shift: float = 0.0
+    """Taken off every value of an image in [-1, 1]."""
+    scale: float = 1.0
+    """What is left is divided by this: the standard deviation of the images brings them to 1, that of the noise."""
+
     def build(self) -> "nn.Module":
         from diptych.models.autoencoders.pixels import PixelSpace
 
-        return PixelSpace()
+        return PixelSpace(shift=self.shift, scale=self.scale)
 
 
 GenerationSpaceConfig: TypeAlias = FeaturesConfig | VaeConfig | PixelsConfig | Buildable

@@ -134,6 +134,38 @@ def nlvr_records(folder: Path, split: str, num_orders: int = NLVR_ORDERS) -> Ite
             yield PackRecord(f"{number:06d}-{order}", _files(data, txt=answer, json=about | {"order": order}))
 
 
+def eurosat_records(folder: Path, split: str) -> Iterator[PackRecord]:
+    """Satellite photographs of ten kinds of land: image, ``txt`` (one caption a class) and ``json`` (with the class).
+
+    The classes come in turn, so that the first records of a pack are of all of them in equal numbers.
+
+    Args:
+        folder: with ``eurosat_rgb64.npz`` and ``classes.json``.
+        split: "train" or "test".
+
+    Raises:
+        FileNotFoundError: no such files.
+        ValueError: no such split.
+    """
+    blob = BlobNpz(folder / "eurosat_rgb64.npz")
+    about = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
+    numbers = {name: int(number) for number, name in about["split"].items()}
+    if split not in numbers:
+        raise ValueError(f"{folder} has no split {split!r}: choose one of {', '.join(numbers)}.")
+    with np.load(folder / "eurosat_rgb64.npz", allow_pickle=False) as arrays:
+        labels, splits = arrays["label"], arrays["split"]
+    of_class = [
+        np.flatnonzero((labels == label) & (splits == numbers[split])) for label in range(len(about["classes"]))
+    ]
+    for place in range(max(map(len, of_class))):
+        for label, rows in enumerate(of_class):
+            if place < len(rows):
+                name, row = about["classes"][label], int(rows[place])
+                known = {"class": name, "label": label, "row": row, "split": split}
+                files = _files(blob.image(row), txt=about["captions"][name], json=known)
+                yield PackRecord(f"{place:05d}-{name}", files)
+
+
 def _read_rows(path: Path, split: str = "") -> list[dict[str, Any]]:
     """Rows of a ``.jsonl`` companion, of one split if one is named.
 
