@@ -54,9 +54,9 @@ class Sizes:
 
 
 def small_sizes() -> Sizes:
-    """For one CPU core: 8 x 8 features that a small SDXL renders at 64 pixels."""
+    """For one CPU core: 8 x 8 features that a small SDXL renders at 32 pixels."""
     unet = {
-        "sample_size": 16,
+        "sample_size": 8,
         "block_out_channels": (32, 64),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
@@ -81,10 +81,10 @@ def small_sizes() -> Sizes:
 
     def backbone(vocab_size: int) -> torch.nn.Module:
         return CausalTransformer(
-            vocab_size=vocab_size, dim=256, num_layers=6, num_heads=4, num_kv_heads=2, ffn_dim=688, residual_init=1.0
+            vocab_size=vocab_size, dim=192, num_layers=4, num_heads=4, num_kv_heads=2, ffn_dim=512, residual_init=1.0
         )
 
-    return Sizes(backbone, 96, {"dim": 256, "num_layers": 6, "num_heads": 4}, 64, unet, vae, (30, 50), 12)
+    return Sizes(backbone, 96, {"dim": 192, "num_layers": 4, "num_heads": 4}, 64, unet, vae, (30, 50), 12)
 
 
 def released_sizes() -> Sizes:

@@ -2,7 +2,7 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diptych.unified import UnifiedModel
@@ -15,7 +15,7 @@ def load(
     device: str = "auto",
     dtype: str = "auto",
     *,
-    memory: Literal["all", "offload"] = "all",
+    memory: str = "all",
     adapters: str | Path | None = None,
     **released: Any,
 ) -> "UnifiedModel":

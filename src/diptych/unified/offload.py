@@ -35,7 +35,10 @@ class StagedPlacement:
         moved = {id(tensor) for part in self._movable.values() for tensor in _tensors(part)}
         for module in model.modules():  # what is small
             if any(id(tensor) not in moved for tensor in _own_tensors(module)):
-                _move_own(module, self.device)
+                module._apply(self._to_device, recurse=False)
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device)
 
     def enter(self, stage: Stage) -> None:
         """Makes room for a stage, then brings in what it runs; nothing moves if that is there already."""
@@ -80,13 +83,3 @@ def _tensors(part: nn.Module) -> list[torch.Tensor]:
 
 def _own_tensors(module: nn.Module) -> list[torch.Tensor]:
     return [tensor for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None]
-
-
-def _move_own(module: nn.Module, device: torch.device) -> None:
-    """Moves a module's own parameters and buffers, not those of modules inside."""
-    for parameter in module._parameters.values():
-        if parameter is not None:
-            parameter.data = parameter.data.to(device)
-    for name, buffer in module._buffers.items():
-        if buffer is not None:
-            module._buffers[name] = buffer.to(device)

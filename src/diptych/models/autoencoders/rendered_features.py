@@ -10,7 +10,7 @@ seed of its own.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from diptych.models.part import build_part, part_kind
 
-DecoderSolver: TypeAlias = Literal["euler", "multistep"]
+SOLVERS = ("euler", "multistep")
 
 _NOISE_LEVELS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "prediction_type")
 """What the schedulers of diffusers share: fields that say how noise grows, and what the network returns."""
@@ -68,7 +68,7 @@ class RenderedFeatures(nn.Module):
         image_size: int = 1024,
         num_steps: int = 50,
         guidance_scale: float = 3.0,
-        solver: DecoderSolver = "euler",
+        solver: str = "euler",
     ) -> None:
         super().__init__()
         import diffusers
@@ -79,7 +79,7 @@ class RenderedFeatures(nn.Module):
         self.image_size = image_size
         self.num_steps = num_steps
         self.guidance_scale = guidance_scale
-        self.solver: DecoderSolver = solver
+        self.solver = solver
         self.stride = input_size // self.grid[0]
         self.unet: Any = diffusers.UNet2DConditionModel.from_config(_public(unet))
         self.vae: Any = diffusers.AutoencoderKL.from_config(_public(vae))
@@ -90,8 +90,8 @@ class RenderedFeatures(nn.Module):
             raise ValueError(f"the decoder's unet takes features of {taken} channels, the space has {channels}.")
         if self.encoder is not None and self.encoder.dim != channels:
             raise ValueError(f"the encoder's features have {self.encoder.dim} channels, the space {channels}.")
-        if solver not in get_args(DecoderSolver):
-            raise ValueError(f"the decoder's solver must be {' or '.join(get_args(DecoderSolver))}, got {solver!r}.")
+        if solver not in SOLVERS:
+            raise ValueError(f"the decoder's solver must be {' or '.join(SOLVERS)}, got {solver!r}.")
         self.register_buffer("shift", torch.zeros(channels, 1, 1))
         self.register_buffer("scale", torch.ones(channels, 1, 1))
         self.register_buffer("null_features", torch.zeros(channels, *self.grid))
