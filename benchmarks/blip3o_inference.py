@@ -50,7 +50,6 @@ class Sizes:
     unet: dict[str, Any]
     vae: dict[str, Any]
     steps: tuple[int, int]
-    few_steps: int
 
 
 def small_sizes() -> Sizes:
@@ -84,7 +83,7 @@ def small_sizes() -> Sizes:
             vocab_size=vocab_size, dim=192, num_layers=4, num_heads=4, num_kv_heads=2, ffn_dim=512, residual_init=1.0
         )
 
-    return Sizes(backbone, 96, {"dim": 192, "num_layers": 4, "num_heads": 4}, 64, unet, vae, (30, 50), 12)
+    return Sizes(backbone, 96, {"dim": 192, "num_layers": 4, "num_heads": 4}, 64, unet, vae, (30, 50))
 
 
 def released_sizes() -> Sizes:
@@ -114,7 +113,7 @@ def released_sizes() -> Sizes:
               "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2, "tie_word_embeddings": True,
               "rope_theta": 1e6, "max_position_embeddings": 32_768}  # fmt: skip
     denoiser = {"dim": 1792, "num_layers": 24, "num_heads": 28}
-    return Sizes(lambda vocab_size: TransformersBackbone(config=config), 1792, denoiser, 64, unet, vae, (30, 50), 12)
+    return Sizes(lambda vocab_size: TransformersBackbone(config=config), 1792, denoiser, 64, unet, vae, (30, 50))
 
 
 def make_model(sizes: Sizes, device: str, dtype: torch.dtype) -> UnifiedModel:
@@ -238,6 +237,7 @@ def main() -> None:
     parser.add_argument("--single", type=int, default=2, help="pictures of the rows that draw one at a time")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--steps", type=int, nargs=2, help="of the two stages; 30 and 50 as released")
+    parser.add_argument("--few-steps", type=int, default=12, help="of both stages in the last row")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     device = arguments.device
@@ -275,10 +275,10 @@ def main() -> None:
         check_equal(images, expected, dtype)
         show(f"ours, batches of {size}", seconds, count)
     size = arguments.batch_sizes[-1]
-    model.draw_settings = replace(model.draw_settings, num_steps=sizes.few_steps, solver="multistep")
-    model.autoencoder.num_steps, model.autoencoder.solver = sizes.few_steps, "multistep"
+    model.draw_settings = replace(model.draw_settings, num_steps=arguments.few_steps, solver="multistep")
+    model.autoencoder.num_steps, model.autoencoder.solver = arguments.few_steps, "multistep"
     seconds, _ = seconds_of(lambda: model.generate_image(prompts[:size], batch_size=size), device)
-    show(f"option: --few-steps {sizes.few_steps}, batches of {size}", seconds, size)
+    show(f"option: --few-steps {arguments.few_steps}, batches of {size}", seconds, size)
     if device == "cpu":
         print("\n| BLIP3-o 4B's sizes on a GPU | pictures/s |\n|---|---|\n| all rows | not measured |")
         return
