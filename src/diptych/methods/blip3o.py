@@ -124,15 +124,15 @@ class QueryFlowHead(nn.Module):
         all images share once for all of them. The mask is True where a row of the condition counts.
         """
         null = one_if_shared(null)
-        stacked = self.denoiser.encode_condition(*stacked_conditions(condition, mask, null))
-        joint = stacked.select(with_null_of_each(len(condition), len(null)).to(condition.device))
+        own = with_null_of_each(len(condition), len(null)).to(condition.device)
+        joint = self.denoiser.encode_condition(*stacked_conditions(condition, mask, null)).select(own)
 
         def told_whole(x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
             return self.velocity(x_t, truncate_sigma(t), condition)
 
         velocity = guided_velocity(
             told_whole if settings.whole_timesteps else self.velocity,
-            stacked.select(slice(0, len(condition))),
+            joint.select(slice(0, len(condition))),
             joint,
             settings.guidance_scale,
             settings.guidance_interval,

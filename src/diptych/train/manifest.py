@@ -51,8 +51,8 @@ def describe_parts(model: nn.Module, recipe: Recipe[Any]) -> list[PartRow]:
         own = [parameter for parameter in members if id(parameter) not in seen]
         seen |= {id(parameter) for parameter in own}
         learning = own
-        if has_adapters(part):
-            adapters = {id(p) for key, p in part.named_parameters() if is_adapter(key)}  # type: ignore[union-attr]
+        if isinstance(part, nn.Module) and has_adapters(part):
+            adapters = {id(parameter) for key, parameter in part.named_parameters() if is_adapter(key)}
             learning = [parameter for parameter in own if id(parameter) in adapters]
         rows.append(
             PartRow(

@@ -45,8 +45,7 @@ def freeze_all_but(model: nn.Module, trainable: set[str]) -> None:
     model.train()
     for name, part in parts_of(model).items():
         part.requires_grad_(name in trainable)
-        if name in trainable and has_adapters(part):
-            assert isinstance(part, nn.Module)
+        if name in trainable and isinstance(part, nn.Module) and has_adapters(part):
             for own, parameter in part.named_parameters():
                 parameter.requires_grad_(is_adapter(own))
         if isinstance(part, nn.Module):
