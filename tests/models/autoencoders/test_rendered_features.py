@@ -82,7 +82,7 @@ def test_the_multistep_solver_needs_fewer_steps(monkeypatch):
     euler = error("euler", 8)
     assert unet.asked[0] == 876  # the released grid leaves the noisiest levels out
     assert error("multistep", 8) < euler / 3
-    assert unet.asked[0] == 999
+    assert unet.asked[0] >= 998
     assert error("multistep", 40) < 0.02
     assert build_part(space_config(solver="multistep")).solver == "multistep"
 
