@@ -159,8 +159,8 @@ class RenderedFeatures(nn.Module):
         if self.solver == "euler":
             return diffusers.EulerDiscreteScheduler.from_config(self.scheduler_config)
         config = {name: self.scheduler_config[name] for name in _NOISE_LEVELS if name in self.scheduler_config}
-        # Even steps in the logarithm of signal over noise, from the noisiest level on. On even timesteps it is no better
-        # than Euler's method where the data is narrow.
+        # Even steps in the logarithm of signal over noise, from the noisiest level on. Even timesteps are no better
+        # here than Euler's method where the data is narrow.
         return diffusers.DPMSolverMultistepScheduler(**config, solver_order=2, use_lu_lambdas=True)
 
     def _condition(self, features: Tensor) -> dict[str, Any]:
