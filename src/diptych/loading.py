@@ -1,14 +1,23 @@
 """``diptych.load``: a model by name or folder, ready to use."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from diptych.unified import UnifiedModel
 
+logger = logging.getLogger(__name__)
+
 
 def load(
-    model: str | Path = "diptych-scenes", device: str = "auto", dtype: str = "auto", **released: Any
+    model: str | Path = "diptych-scenes",
+    device: str = "auto",
+    dtype: str = "auto",
+    *,
+    memory: str = "all",
+    adapters: str | Path | None = None,
+    **released: Any,
 ) -> "UnifiedModel":
     """Loads a model.
 
@@ -16,18 +25,24 @@ def load(
         model: a bundled model's name, a model folder, a checkpoint of a run, or a folder of BLIP3o-Model-4B or -8B.
         device: ``auto`` is a GPU where there is one, else the CPU.
         dtype: ``float32``, ``bfloat16`` or ``auto`` (float32 on a CPU, bfloat16 on a GPU that has it).
+        memory: ``offload`` keeps on the device only what the present stage runs (reading, drawing, rendering), the rest
+            in main memory: the largest of them must fit instead of their sum. For inference alone.
+        adapters: low-rank adapters that are added to the weights: their folder, or a run that trained them.
         released: for BLIP3-o's released folders, what `diptych.interop.blip3o.load_blip3o` takes: ``encoder_file``,
             ``can_draw``, ``allow_unknown``, ``strict_original``.
 
     Raises:
-        FileNotFoundError: no such model, or a file of it is missing.
-        ValueError: a damaged file, a newer format, an unknown dtype, a device that is not there.
+        FileNotFoundError: no such model, or a file of it is missing; no adapters there.
+        ValueError: adapters of another model, a damaged file, a newer format, an unknown dtype, a device that is not
+            there.
     """
     import torch
 
     from diptych.interop.blip3o_layout import is_blip3o_folder
     from diptych.unified.folder import load_model
 
+    if memory not in ("all", "offload"):
+        raise ValueError(f"memory must be all or offload, got {memory!r}.")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -41,10 +56,22 @@ def load(
         reason = str(error).partition("\n")[0].rstrip(".")
         shown = f" ({reason})" if len(reason) < 60 else ""
         raise ValueError(f"device {device!r} cannot be used here{shown}. Use auto, cpu, or a GPU as cuda:0.") from error
+    place = "cpu" if memory == "offload" else device
+    if memory == "offload" and device == "cpu":
+        logger.warning("memory offload has no effect: the model runs on the CPU, where all of it is.")
     if is_blip3o_folder(model):
         from diptych.interop.blip3o import load_blip3o
 
-        return load_blip3o(model, device, dtypes[dtype], **released)
-    if released:
+        offload_to = device if memory == "offload" else None
+        loaded = load_blip3o(model, place, dtypes[dtype], offload_to=offload_to, **released)
+    elif released:
         raise TypeError(f"{', '.join(released)}: only folders of BLIP3-o's released models take this, {model} is none.")
-    return load_model(model, device, dtypes[dtype])
+    else:
+        loaded = load_model(model, place, dtypes[dtype])
+        if memory == "offload":
+            loaded.offload_to(device)
+    if adapters is not None:
+        from diptych.unified.adapter_files import merge_adapters
+
+        merge_adapters(loaded, adapters)
+    return loaded

@@ -336,3 +336,24 @@ def test_a_condition_padded_beside_a_longer_one_says_the_same():
     torch.testing.assert_close(both, head.draw(condition, condition, noise, settings), rtol=1e-4, atol=1e-5)
     swapped = head.draw(null, condition, noise, settings)
     torch.testing.assert_close(swapped, head.draw(null, null, noise, settings), rtol=1e-4, atol=1e-5)
+
+
+def test_a_shared_null_condition_is_encoded_once_for_all_images_and_steps(monkeypatch):
+    model = tiny_model()
+    denoiser = model.image_head.denoiser
+    condition, noise = torch.randn(3, 4, 32), torch.randn(3, 8, 4, 4)
+    settings = DrawSettings(num_steps=4, guidance_scale=2.0)
+    seen, own = [], denoiser.encode_condition
+    monkeypatch.setattr(denoiser, "encode_condition", lambda *given: seen.append(given[0]) or own(*given))
+    with torch.no_grad():
+        shared = model.image_head.draw(condition, model.image_head.null_condition(3), noise, settings)
+        assert [len(rows) for rows in seen] == [4]
+        apart = model.image_head.draw(condition, torch.zeros(3, 4, 32), noise, settings)
+        assert [len(rows) for rows in seen] == [4, 6]
+        plain = noise
+        for k in range(4):  # the plain way: two calls a step, each with the condition as it is
+            t = torch.full((3,), k / 4)
+            told, blank = (model.image_head.velocity(plain, t, c) for c in (condition, torch.zeros_like(condition)))
+            plain = plain + (blank + 2.0 * (told - blank)) / 4
+    torch.testing.assert_close(shared, apart, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(shared, plain, rtol=1e-5, atol=1e-5)

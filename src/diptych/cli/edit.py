@@ -49,6 +49,7 @@ def run(arguments: Namespace) -> int:
     words = ["diptych", "edit", source.name, arguments.instruction, "--model", arguments.model]
     words += ["--seed", str(arguments.seed), "--steps", str(record["num_steps"])]
     words += ["--guidance", str(record["guidance_scale"])]
+    words += ["--adapters", arguments.adapters] if arguments.adapters else []
     words.append("--think" if record["think"] else "--no-think")
     record |= {
         **thought_record(result),

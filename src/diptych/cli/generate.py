@@ -22,6 +22,7 @@ EXAMPLES = """\
   diptych generate "a red circle above a blue square"
   diptych generate "three green stars" "a large pink heart" --num-images 4 --sheet --out pictures
   diptych generate --prompts-file prompts.txt --seed 7 --steps 20 --guidance 2.5
+  diptych generate "a cat" --model BLIP3o-Model-4B --few-steps 12 --offload
   echo "a yellow ring" | diptych generate -"""
 
 _CHUNK = 64
@@ -45,6 +46,15 @@ def add_arguments(parser: Parser) -> None:
         "--size", type=picture_size, metavar="WxH", help="pixels, e.g. 64 or 96x64 (default: the model's)"
     )
     parser.add_argument("--steps", type=whole_number(1), metavar="N", help="sampling steps (default: the model's)")
+    parser.add_argument(
+        "--few-steps",
+        type=whole_number(1),
+        metavar="N",
+        help="N steps of second-order multistep samplers, in a second diffusion stage too where there is one",
+    )
+    parser.add_argument(
+        "--decoder-steps", type=whole_number(1), metavar="N", help="steps of the second stage (default: the model's)"
+    )
     parser.add_argument("--guidance", type=float, metavar="S", help="guidance scale, 1 is off (default: the model's)")
     parser.add_argument("--negative-prompt", metavar="TEXT", help="what guidance leads away from")
     parser.add_argument(
@@ -64,7 +74,9 @@ def run(arguments: Namespace) -> int:
         raise ValueError(f"--guidance must be a finite number, got {arguments.guidance}.")
     folder = writable_folder(arguments.out)
     model = load_model(arguments.model, arguments, "text_to_image")
+    set_steps(model, arguments)
     common = {**model_record(model, arguments.model), **draw_record(model, arguments)}
+    common |= {name: given for name in ("few_steps", "adapters") if (given := getattr(arguments, name)) is not None}
     orders = [
         Order(prompt, arguments.seed + index * arguments.num_images + k)
         for index, prompt in enumerate(prompts)
@@ -84,6 +96,29 @@ def run(arguments: Namespace) -> int:
         path = unused_path(folder / "contact-sheet.png", record)
         print(save_contact_sheet(path, images, captions, columns, record))
     return 0
+
+
+def set_steps(model: "UnifiedModel", arguments: Namespace) -> None:
+    """Gives the model the samplers and steps that were asked for; ``--steps`` and ``--decoder-steps`` go before.
+
+    Raises:
+        ValueError: ``--decoder-steps`` for a model with one diffusion stage.
+    """
+    from dataclasses import replace
+
+    space = model.autoencoder
+    has_second = hasattr(space, "solver")
+    if arguments.few_steps is not None:
+        model.draw_settings = replace(model.draw_settings, num_steps=arguments.few_steps, solver="multistep")
+        if has_second:
+            space.num_steps, space.solver = arguments.few_steps, "multistep"
+    if arguments.decoder_steps is not None:
+        if not has_second:
+            raise ValueError(
+                f"--decoder-steps: {arguments.model} has no second diffusion stage; its features are decoded in one "
+                "pass. Leave it out."
+            )
+        space.num_steps = arguments.decoder_steps
 
 
 def read_prompts(words: Sequence[str], file: str | None) -> list[str]:
@@ -141,7 +176,7 @@ def draw(model: "UnifiedModel", orders: Sequence[Order], arguments: Namespace) -
 
 def draw_record(model: "UnifiedModel", arguments: Namespace) -> dict[str, Any]:
     """The settings that all pictures of a command share, with the model's own where none was given."""
-    settings = model.draw_settings
+    settings, space = model.draw_settings, model.autoencoder
     return {
         "num_steps": settings.num_steps if arguments.steps is None else arguments.steps,
         "guidance_scale": settings.guidance_scale if arguments.guidance is None else arguments.guidance,
@@ -150,16 +185,20 @@ def draw_record(model: "UnifiedModel", arguments: Namespace) -> dict[str, Any]:
         "time_shift": settings.time_shift,
         "think": settings.think if arguments.think is None else arguments.think,
         "negative_prompt": arguments.negative_prompt,
+        **({"decoder_steps": space.num_steps, "decoder_solver": space.solver} if hasattr(space, "solver") else {}),
     }
 
 
 def picture_record(order: Order, image: "Image", common: dict[str, Any]) -> dict[str, Any]:
     """Everything one picture depends on, and the command that draws it again alone."""
     words = ["diptych", "generate", order.prompt, "--model", common["model"], "--seed", str(order.seed)]
+    words += ["--few-steps", str(common["few_steps"])] if common.get("few_steps") else []
+    words += ["--decoder-steps", str(common["decoder_steps"])] if "decoder_steps" in common else []
     words += ["--steps", str(common["num_steps"]), "--guidance", str(common["guidance_scale"])]
     words += ["--size", f"{image.width}x{image.height}"]
     if common["negative_prompt"] is not None:
         words += ["--negative-prompt", common["negative_prompt"]]
+    words += ["--adapters", str(common["adapters"])] if "adapters" in common else []
     words.append("--think" if common["think"] else "--no-think")
     record = {**common, "prompt": order.prompt, "seed": order.seed, "size": [image.height, image.width]}
     return {**record, **thought_record(image), "command": shlex.join(words)}

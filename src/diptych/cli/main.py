@@ -60,11 +60,15 @@ VERBS = {
         "cache RECIPE --data SOURCE", "encode what a training is to draw, once, into files", "diptych.cli.cache"
     ),
     "convert": Verb("convert SOURCE TARGET", "a released model as a model folder", "diptych.cli.convert"),
+    "merge": Verb(
+        "merge BASE ADAPTERS TARGET", "a model and its LoRA adapters as one model folder", "diptych.cli.merge"
+    ),
     "info": Verb("info MODEL", "parts, parameters, licence, training, scores", "diptych.cli.info"),
 }
 
 EXTRAS = {
     "hf": {"transformers", "diffusers", "datasets"},
+    "peft": {"peft"},
     "data": {"webdataset", "fsspec", "pyarrow"},
     "trackers": {"tensorboard", "wandb"},
 }

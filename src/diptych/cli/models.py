@@ -16,11 +16,19 @@ _SAMPLED_BYTES = 1 << 20
 
 
 def add_model_options(parser: Parser) -> None:
-    """``--model``, ``--device`` and ``--dtype``."""
+    """``--model``, ``--adapters``, ``--offload``, ``--device`` and ``--dtype``."""
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
         help=f"bundled model, model folder, checkpoint of a run, or BLIP3-o as released (default: {DEFAULT_MODEL})",
+    )
+    parser.add_argument(
+        "--adapters",
+        metavar="DIR",
+        help="LoRA adapters that are added to its weights: a folder, or a run that trained them",
+    )
+    parser.add_argument(
+        "--offload", action="store_true", help="keep on the GPU only what runs just then: less GPU memory, slower"
     )
     add_device_options(parser)
 
@@ -49,7 +57,13 @@ def load_model(name: str, arguments: Namespace, capability: str | None = None) -
     """
     from diptych.loading import load
 
-    model = load(name, device=arguments.device, dtype=arguments.dtype)
+    model = load(
+        name,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        memory="offload" if getattr(arguments, "offload", False) else "all",
+        adapters=getattr(arguments, "adapters", None),
+    )
     if capability is not None and capability not in model.capabilities:
         raise ValueError(
             f"{name} cannot do {capability}; it can do {', '.join(model.capabilities)}. Choose another with --model."

@@ -55,6 +55,7 @@ def load_blip3o(
     can_draw: bool = True,
     allow_unknown: bool = False,
     strict_original: bool = False,
+    offload_to: torch.device | str | None = None,
 ) -> UnifiedModel:
     """The model in a folder of the released layout, in evaluation mode.
 
@@ -66,6 +67,7 @@ def load_blip3o(
         allow_unknown: leave keys aside that the layout does not have, instead of refusing them.
         strict_original: pictures of a prompt that asks for an image have one-dimensional positions, as in the released
             inference, instead of Qwen2.5-VL's own.
+        offload_to: where stages of inference run, one at a time, on the way from ``device``, the CPU.
 
     Raises:
         FileNotFoundError: a file of the layout, a shard or the decoder's folder is missing.
@@ -107,6 +109,8 @@ def load_blip3o(
         draw=DrawSettings(num_steps=30, guidance_scale=3.0, whole_timesteps=True, flat_positions=strict_original),
         card=_card(config),
     ).eval()
+    if offload_to is not None:
+        model.offload_to(offload_to)
     if space is not None:
         space.null_features.copy_(blank_features(model))
     return model
@@ -125,12 +129,14 @@ def blank_features(model: UnifiedModel, seed: int = 0) -> Tensor:
     """
     tokens = [*model.tokenizer.encode(" "), model.tokenizer.special["[IMG]"]]
     head, backbone = model.image_head, model.backbone
+    model.enter_stage("read")
     embedded = backbone.embed(torch.tensor([tokens], device=model.device))
     embedded = torch.cat([embedded, head.query_embeddings(1).to(embedded.dtype)], dim=1)
     positions = torch.arange(embedded.shape[1], device=model.device)[None]
     condition = backbone(embedded, positions).hidden_states[:, -head.num_queries :]
     shape = model.autoencoder.null_features.shape
     noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
+    model.enter_stage("draw")
     features: Tensor = head.draw(condition, head.null_condition(1), noise, model.draw_settings)
     return features[0]
 

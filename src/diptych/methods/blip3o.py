@@ -26,7 +26,12 @@ from diptych.flow.solvers import SOLVERS
 from diptych.flow.time import DiscreteTime, LogitNormalTime, TimeDistribution, UniformTime, time_grid, truncate_sigma
 from diptych.models.connectors import MLPConnector
 from diptych.models.part import build_part, part_kind
-from diptych.objectives.conditioned_flow import conditioned_flow_loss, stacked_conditions
+from diptych.objectives.conditioned_flow import (
+    conditioned_flow_loss,
+    one_if_shared,
+    stacked_conditions,
+    with_null_of_each,
+)
 from diptych.objectives.labels import label_loss
 from diptych.objectives.loss_term import LossTerm, Objective, weighted_term
 from diptych.objectives.randomness import normal_from_seeds, uniform_from_seeds
@@ -37,6 +42,7 @@ from diptych.train.part_configs import (
     EncoderConfig,
     FeaturesConfig,
     GenerationSpaceConfig,
+    LoraConfig,
     LuminaConfig,
     PretrainedBackboneConfig,
     TokenizerConfig,
@@ -96,7 +102,7 @@ class QueryFlowHead(nn.Module):
 
     def null_condition(self, count: int) -> Float[Tensor, "images queries dim"]:
         """Zeros: what a dropped condition is in training."""
-        return self.queries.new_zeros(count, *self.queries.shape)
+        return self.queries.new_zeros(1, *self.queries.shape).expand(count, -1, -1)
 
     def velocity(self, x_t: Tensor, t: Tensor, condition: Any) -> Float[Tensor, "images channels rows cols"]:
         """``data - noise`` as the denoiser sees it, in float32; ``condition`` may be prepared by `encode_condition`."""
@@ -114,10 +120,12 @@ class QueryFlowHead(nn.Module):
     ) -> Float[Tensor, "images channels rows cols"]:
         """Features drawn from noise, with classifier-free guidance in one batched call.
 
-        What the denoiser makes of the condition alone is computed once, not at every step. The mask is True where a row
-        of the condition counts.
+        What the denoiser makes of the condition alone is computed once, not at every step, and of a null condition that
+        all images share once for all of them. The mask is True where a row of the condition counts.
         """
-        joint = self.denoiser.encode_condition(*stacked_conditions(condition, mask, null))
+        null = one_if_shared(null)
+        own = with_null_of_each(len(condition), len(null)).to(condition.device)
+        joint = self.denoiser.encode_condition(*stacked_conditions(condition, mask, null)).select(own)
 
         def told_whole(x_t: Tensor, t: Tensor, condition: Any) -> Tensor:
             return self.velocity(x_t, truncate_sigma(t), condition)
@@ -308,6 +316,8 @@ class Blip3oConfig:
     gradients are the same. False is for comparison."""
     row_length: int | None = None
     """Positions of a packed row in training; None gives every example a row of its own."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Low-rank adapters on backbone and denoiser; put on what ``start_from`` has brought."""
     start_from: dict[str, str] = field(default_factory=dict)
     """Part -> model it is taken from, e.g. ``{"autoencoder": "diptych-scenes"}``; ``autoencoder.encoder`` takes the
     weights of one module inside a part."""
@@ -357,6 +367,7 @@ class Blip3oConfig:
                         "Give the recipe's the same sizes."
                     )
             setattr(model, name, part)
+        self.lora.add({"backbone": model.backbone, "denoiser": model.image_head.denoiser})
         return model
 
     def format(self) -> PromptFormat:

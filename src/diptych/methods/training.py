@@ -28,6 +28,7 @@ from diptych.data.sources.scenes import SceneExamples
 from diptych.data.stream import MixtureStream
 from diptych.evals.scenes import SCENE_TASKS, evaluate_scenes
 from diptych.evals.scores_file import write_scores
+from diptych.models.adapters import has_adapters
 from diptych.models.preprocess import to_uint8
 from diptych.scenes.scores import ScoreTable
 from diptych.train.parts import matching_parts, parts_of
@@ -75,6 +76,7 @@ def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> Trai
         if scorer not in known:
             raise ValueError(f"evaluation.scorers: there is no {scorer!r}. Known: {', '.join(known)}.")
     model = fresh_model(recipe)
+    _check_adapters(model, recipe)
     objectives = recipe.model.objectives()
     companion = recipe.model.companion(model, run_dir) if hasattr(recipe.model, "companion") else None
     if companion is not None:
@@ -109,6 +111,18 @@ def build_task(recipe: Recipe[Any], run_dir: Path, num_workers: int = 0) -> Trai
         companion=companion,
     )
     return _unified_task(task, recipe, sources) if isinstance(model, UnifiedModel) else task
+
+
+def _check_adapters(model: Any, recipe: Recipe[Any]) -> None:
+    """Refuses adapters that no stage trains, before anything is trained."""
+    parts = parts_of(model)
+    trained = {part for stage in recipe.stages.values() for part in matching_parts(stage.trainable, parts, "trainable")}
+    for name, part in parts.items():
+        if has_adapters(part) and name not in trained:
+            raise ValueError(
+                f"model.lora puts adapters on the {name}, but no stage trains it. Name it in a stage's trainable (such "
+                f"as --stages.{next(iter(recipe.stages))}.trainable), or take it out of lora.parts."
+            )
 
 
 def fresh_model(recipe: Recipe[Any]) -> Any:

@@ -52,6 +52,17 @@ def conditioned_flow_loss(
     return flow_matching_loss(predict, data, noise, t, prediction, floor), 1 - t
 
 
+def one_if_shared(null: Float[Tensor, "images rows dim"]) -> Float[Tensor, "others rows dim"]:
+    """One null condition where those of all images are views of the same, so that what follows from it is made once."""
+    return null[:1] if null.stride(0) == 0 else null
+
+
+def with_null_of_each(count: int, num_nulls: int) -> Int[Tensor, " both"]:
+    """Rows of a stack of ``count`` conditions and ``num_nulls`` null conditions, a null for every condition."""
+    own = torch.arange(count)
+    return torch.cat([own, count + own.clamp(max=num_nulls - 1)])
+
+
 def stacked_conditions(
     condition: Float[Tensor, "images rows dim"],
     mask: Bool[Tensor, "images rows"] | None,

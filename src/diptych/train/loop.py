@@ -25,7 +25,6 @@ from diptych.train.distributed import Processes
 from diptych.train.environment import describe_environment
 from diptych.train.interrupt import Stopped, StopRequest
 from diptych.train.manifest import describe_parts, manifest_dict, manifest_table
-from diptych.train.parts import parts_of
 from diptych.train.progress import RunDisplay
 from diptych.train.recipe import Recipe, validate
 from diptych.train.run import Run
@@ -33,7 +32,7 @@ from diptych.train.run_folder import RunFolder, check_same_recipe, open_run
 from diptych.train.serialization import recipe_to_dict
 from diptych.train.stage_runner import StageRunner
 from diptych.train.task import TrainingTask
-from diptych.train.weights import check_fingerprints, fingerprints, load_trained_weights
+from diptych.train.weights import check_fingerprints, fingerprints, frozen_parts, load_trained_weights
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def _set_up(
         display=RunDisplay(console, _steps_after(recipe), accelerator.is_main_process),
         stop=stop,
         trained_parts=trained,
-        frozen=fingerprints(task.model, set(parts_of(task.model)) - trained),
+        frozen=fingerprints(task.model, frozen_parts(task.model, trained)),
         is_sharded=accelerator.num_processes > 1 and _wants_sharding(sharding),
         step=0 if state is None else state.step,
         seconds_before=0.0 if state is None else state.seconds,

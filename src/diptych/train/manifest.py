@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
+from diptych.models.adapters import has_adapters, is_adapter
 from diptych.train.parts import matching_parts, parts_of
 from diptych.train.recipe import Recipe
 
@@ -19,6 +20,7 @@ class PartRow:
         name: as stages name it.
         module: its class.
         parameters: their number; those shared with an earlier part are counted there.
+        trainable: how many of them learn in a stage that trains the part: all, or those of its adapters.
         dtypes: of its parameters.
         stages: for every stage of the recipe whether it trains the part.
     """
@@ -26,6 +28,7 @@ class PartRow:
     name: str
     module: str
     parameters: int
+    trainable: int
     dtypes: tuple[str, ...]
     stages: Mapping[str, bool]
 
@@ -47,11 +50,16 @@ def describe_parts(model: nn.Module, recipe: Recipe[Any]) -> list[PartRow]:
         members = [part] if isinstance(part, nn.Parameter) else list(part.parameters())
         own = [parameter for parameter in members if id(parameter) not in seen]
         seen |= {id(parameter) for parameter in own}
+        learning = own
+        if isinstance(part, nn.Module) and has_adapters(part):
+            adapters = {id(parameter) for key, parameter in part.named_parameters() if is_adapter(key)}
+            learning = [parameter for parameter in own if id(parameter) in adapters]
         rows.append(
             PartRow(
                 name=name,
                 module=type(part).__name__,
                 parameters=sum(parameter.numel() for parameter in own),
+                trainable=sum(parameter.numel() for parameter in learning),
                 dtypes=tuple(sorted({str(parameter.dtype).removeprefix("torch.") for parameter in members})),
                 stages={stage: name in trained[stage] for stage in recipe.stages},
             )
@@ -65,7 +73,7 @@ def manifest_dict(rows: list[PartRow], recipe: Recipe[Any]) -> dict[str, Any]:
         "recipe": recipe.name,
         "parameters": sum(row.parameters for row in rows),
         "trained_parameters": {
-            stage: sum(row.parameters for row in rows if row.stages[stage]) for stage in recipe.stages
+            stage: sum(row.trainable for row in rows if row.stages[stage]) for stage in recipe.stages
         },
         "parts": [asdict(row) for row in rows],
     }
@@ -79,9 +87,10 @@ def manifest_table(rows: list[PartRow], recipe: Recipe[Any]) -> Table:
     table.add_column("parameters", justify="right", footer=f"{sum(row.parameters for row in rows):,}")
     table.add_column("dtype")
     for stage in recipe.stages:
-        total = sum(row.parameters for row in rows if row.stages[stage])
+        total = sum(row.trainable for row in rows if row.stages[stage])
         table.add_column(stage, justify="right", footer=f"{total:,}")
     for row in rows:
-        states = ["[green]trained[/green]" if row.stages[stage] else "[dim]frozen[/dim]" for stage in recipe.stages]
+        learns = "[green]trained[/green]" if row.trainable == row.parameters else "[green]adapters[/green]"
+        states = [learns if row.stages[stage] else "[dim]frozen[/dim]" for stage in recipe.stages]
         table.add_row(row.name, row.module, f"{row.parameters:,}", ", ".join(row.dtypes) or "-", *states)
     return table

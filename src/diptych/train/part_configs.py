@@ -3,6 +3,8 @@
 Parts themselves take plain keyword arguments; these classes give a recipe's flags their names, types and checks.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -88,6 +90,48 @@ class PretrainedBackboneConfig:
         from diptych.models.backbones.transformers_lm import load_backbone
 
         return load_backbone(self.path, revision=self.revision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adapters (LoRA, arXiv 2106.09685): parts of the model that learn by few parameters."""
+
+    parts: tuple[Literal["backbone", "denoiser"], ...] = ()
+    """What gets adapters; empty for none. Stages that train the backbone, or the image head for the denoiser, then
+    train the adapters alone: all else of that part is frozen, the image head's queries too."""
+    rank: int = 16
+    """Rows of the matrices that learn."""
+    alpha: float = 32.0
+    """Adapters are added times ``alpha / rank``."""
+    dropout: float = 0.0
+    """Probability of dropout on what the adapters read."""
+    layers: tuple[str, ...] = ("*",)
+    """Glob patterns on names of linear layers, or on how they end, such as ``q_proj``; each must match in every part.
+    Output heads are never adapted."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"lora.rank must be at least 1, got {self.rank}. For no adapters leave lora.parts empty.")
+        if not math.isfinite(self.alpha) or self.alpha <= 0:
+            raise ValueError(f"lora.alpha must be a positive number, got {self.alpha}.")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"lora.dropout must lie in [0, 1), got {self.dropout}.")
+        if not self.layers:
+            raise ValueError('lora.layers is empty: name linear layers, or "*" for all of them.')
+
+    def add(self, parts: Mapping[str, "nn.Module"]) -> None:
+        """Puts adapters on the named ones of ``parts``; raises as ``models.adapters.add_adapters`` does."""
+        from diptych.models.adapters import add_adapters
+
+        for name in self.parts:
+            add_adapters(
+                parts[name],
+                rank=self.rank,
+                alpha=self.alpha,
+                dropout=self.dropout,
+                layers=self.layers,
+                where=f"the {name}",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from diptych.models.adapters import has_adapters, is_adapter
 from diptych.train.nearest import nearest
 
 
@@ -37,10 +38,16 @@ def matching_parts(patterns: Sequence[str], parts: Mapping[str, object], where: 
 
 
 def freeze_all_but(model: nn.Module, trainable: set[str]) -> None:
-    """Gives gradients to the parameters of ``trainable`` parts only, and puts all other parts in evaluation mode."""
+    """Gives gradients to the parameters of ``trainable`` parts only, and puts all other parts in evaluation mode.
+
+    Of a part with adapters the adapters alone get gradients.
+    """
     model.train()
     for name, part in parts_of(model).items():
         part.requires_grad_(name in trainable)
+        if name in trainable and isinstance(part, nn.Module) and has_adapters(part):
+            for own, parameter in part.named_parameters():
+                parameter.requires_grad_(is_adapter(own))
         if isinstance(part, nn.Module):
             part.train(name in trainable)
 

@@ -3,6 +3,7 @@
     diptych.json              format version, parts with their configurations, prompt format, licence, scores
     PART/model.safetensors    weights of a part (several files and an index above 4 GB)
     tokenizer/                the tokenizer's own files
+    adapters/                 low-rank adapters that are in the weights, where some were trained (`adapter_files`)
     README.md                 the model card
 
 Written whole or not at all; safetensors and JSON only.
@@ -28,7 +29,10 @@ from torch import Tensor, nn
 from diptych import __version__
 from diptych.data.prompt_format import PromptFormat
 from diptych.data.tokenizer import FastTokenizer, Tokenizer
+from diptych.models.adapters import PlainState
 from diptych.models.part import build_part, part_kind
+from diptych.unified.adapter_files import FOLDER as ADAPTERS
+from diptych.unified.adapter_files import save_adapters
 from diptych.unified.model import UnifiedModel
 from diptych.unified.settings import DrawSettings, ImagePolicy
 
@@ -115,6 +119,7 @@ def save_parts(
             for name, part in parts.items():
                 config = {**part.config_dict(), "kind": part_kind(part)}  # type: ignore[operator]
                 entries[name] = {"config": config, "files": _save_part(part, temporary / name, dtype)}
+            save_adapters(parts, temporary / ADAPTERS)
             manifest = {
                 "format_version": FORMAT_VERSION,
                 "diptych_version": __version__,
@@ -295,7 +300,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _save_part(part: nn.Module, folder: Path, dtype: torch.dtype | None) -> list[str]:
     """Writes the weights of a part into one file, or several and an index; no more than one is copied at a time."""
     folder.mkdir()
-    state = part.state_dict()
+    plain = PlainState(part)  # adapters, where there are any, are added to the weights
+    state = plain.tensors
     shards: list[list[str]] = [[]]
     size = 0
     for key, value in state.items():
@@ -312,7 +318,7 @@ def _save_part(part: nn.Module, folder: Path, dtype: torch.dtype | None) -> list
         index = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}, indent=1))
     for name, shard in zip(names, shards, strict=True):
-        save_file({key: _stored(state[key], dtype) for key in shard}, folder / name)
+        save_file({key: _stored(plain[key], dtype) for key in shard}, folder / name)
     return names
 
 
@@ -374,7 +380,7 @@ def check_replaceable(path: Path) -> None:
     if path.is_dir():
         names = {entry.name for entry in path.iterdir()}
         if names:
-            own = {MANIFEST, "README.md", "tokenizer"}.union(*_PARTS.values()) if MANIFEST in names else set()
+            own = {MANIFEST, "README.md", "tokenizer", ADAPTERS}.union(*_PARTS.values()) if MANIFEST in names else set()
             others = sorted(names - own)
             if others:
                 raise FileExistsError(

@@ -26,6 +26,7 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.flow.solvers import OnStep
 from diptych.models.backbones.protocol import BackboneOutput, Cache
 from diptych.models.preprocess import to_uint8
+from diptych.unified.offload import Stage, StagedPlacement
 from diptych.unified.settings import DrawSettings, GridTable, ImagePolicy
 from diptych.unified.tokens import draws_by_tokens, prompt_latents, sample_codes
 
@@ -73,6 +74,7 @@ class UnifiedModel(nn.Module):
         image_head: draws features; ``None`` for a model that only understands.
         autoencoder: the generation space.
         card: what ``info`` shows: name, licence, training summary, scores.
+        placement: keeps on the device what the present stage of inference runs (`offload_to`); None: all stays.
     """
 
     # Parts are nn.Modules that offer the protocols of models/; nn.Module's own attributes are not typed so finely.
@@ -102,6 +104,7 @@ class UnifiedModel(nn.Module):
         self.images = images or ImagePolicy()
         self.draw_settings = draw or DrawSettings()
         self.card = dict(card or {})
+        self.placement: StagedPlacement | None = None
         self.autoencoder = autoencoder
         self.encoder = encoder
         self.connector = connector
@@ -113,7 +116,17 @@ class UnifiedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        """Where the model runs."""
+        return next(self.parameters()).device if self.placement is None else self.placement.device
+
+    def offload_to(self, device: torch.device | str) -> None:
+        """From now on runs on ``device`` and keeps there only what the present stage runs; for inference alone."""
+        self.placement = StagedPlacement(self, device)
+
+    def enter_stage(self, stage: Stage) -> None:
+        """Tells the placement, where there is one, what is run next."""
+        if self.placement is not None:
+            self.placement.enter(stage)
 
     def parts(self) -> dict[str, nn.Module]:
         """The parts the model has, by name."""
@@ -167,6 +180,7 @@ class UnifiedModel(nn.Module):
         self, images: Float[Tensor, "images 3 height width"]
     ) -> Float[Tensor, "images channels rows cols"]:
         """Features of images that are looked at, before the connector."""
+        self.enter_stage("read pictures")
         if self.encoder is None:
             return self._space().encode(images)
         output = self.encoder(images)
@@ -177,6 +191,7 @@ class UnifiedModel(nn.Module):
         self, images: Float[Tensor, "images 3 height width"]
     ) -> Float[Tensor, "images channels rows cols"]:
         """Features of images that are drawn, as the image head is to draw them."""
+        self.enter_stage("render")
         return self._space().encode(images)
 
     def group_features(self, group: ImageGroup, is_output: bool) -> Float[Tensor, "images channels rows cols"]:
@@ -191,6 +206,7 @@ class UnifiedModel(nn.Module):
 
     def embed(self, batch: Batch) -> Float[Tensor, "rows seq dim"]:
         """The input of the backbone: token embeddings, image features and queries, each in its place."""
+        self.enter_stage("read pictures" if batch.inputs else "read")
         embeddings = self.backbone.embed(batch.token_ids)
         shape = embeddings.shape
         flat = embeddings.reshape(-1, shape[-1])
@@ -292,20 +308,32 @@ class UnifiedModel(nn.Module):
         conditions = self.condition(requests, (height, width), seeds)
         null = None if negative_prompt is None else self.condition([prompt_parts(negative_prompt)], (height, width))[0]
         references = self._noise_references(requests, (height, width))
-        drawn: dict[int, Image.Image] = {}
+        features: dict[int, Tensor] = {}
         for chosen in _alike([len(conditions[r]) for r in order], [references[r] is not None for r in order], step):
             condition, mask = _padded([conditions[order[index]] for index in chosen])
             noise = torch.stack([_noise(seeds[index], shape) for index in chosen]).to(self.device)
             given = None if null is None else null.expand(len(condition), -1, -1)
             beside = [latents for index in chosen if (latents := references[order[index]]) is not None]
-            features = self._draw(condition, mask, given, noise, settings, on_step, beside)
-            own = {"seeds": [seeds[index] for index in chosen]} if getattr(self._space(), "takes_seeds", False) else {}
-            images = self._space().decode(features.to(condition.dtype), **own)
-            drawn.update(zip(chosen, _to_images(images), strict=True))
+            found = self._draw(condition, mask, given, noise, settings, on_step, beside).to(condition.dtype)
+            features.update(zip(chosen, found, strict=True))
+        drawn = self._render(features, seeds, step)
         for index, request in enumerate(order):
             if (thought := thought_of(requests[request])) is not None:
                 drawn[index].info["thought"] = thought
         return [drawn[index] for index in range(len(order))]
+
+    def _render(
+        self, features: Mapping[int, Float[Tensor, "channels rows cols"]], seeds: Sequence[int], step: int
+    ) -> dict[int, Image.Image]:
+        """Pictures of features, ``step`` at a time and only after all were drawn, so that offloaded parts move once."""
+        self.enter_stage("render")
+        drawn: dict[int, Image.Image] = {}
+        places = list(features)
+        for chosen in (places[start : start + step] for start in range(0, len(places), step)):
+            own = {"seeds": [seeds[index] for index in chosen]} if getattr(self._space(), "takes_seeds", False) else {}
+            images = self._space().decode(torch.stack([features[index] for index in chosen]), **own)
+            drawn.update(zip(chosen, _to_images(images), strict=True))
+        return drawn
 
     def condition_rows(
         self, output: BackboneOutput, group: ImageGroup
@@ -378,6 +406,7 @@ class UnifiedModel(nn.Module):
         on_step: OnStep | None,
         references: Sequence[Tensor] = (),
     ) -> Tensor:
+        self.enter_stage("draw")
         if null is None:
             null = self.image_head.null_condition(len(condition))
         own: dict[str, Any] = {} if mask is None else {"mask": mask}

@@ -63,6 +63,7 @@ class DecodeState:
         rows = len(tokens)
         visible = torch.cat([self.visible, self.visible.new_ones(rows, 1)], dim=1)
         positions = self.next_positions.unsqueeze(1)
+        model.enter_stage("read")  # a picture may have been drawn since
         embeddings = model.backbone.embed(tokens[:, None])
         output = model.backbone(embeddings, positions, visible[:, None, :], self.cache)
         return DecodeState(output.cache, visible, self.next_positions + 1, output.hidden_states[:, -1])

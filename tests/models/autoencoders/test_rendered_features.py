@@ -1,6 +1,7 @@
 """BLIP3-o's pixel decoder against the released pipeline (recorded in tests/golden), and its published size."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,6 +41,59 @@ def test_each_image_has_its_own_noise():
     torch.testing.assert_close(space.decode_unclipped(features[:1], [9])[0], images[1], rtol=1e-4, atol=1e-5)
     assert (images[0] - images[1]).abs().max() > 0.01
     assert build_part(space.config_dict()).config_dict() == space.config_dict()
+
+
+class GaussianNoise(torch.nn.Module):
+    """The exact noise in x_t where the data is normal: what the decoder's network would return."""
+
+    mean, std = 0.5, 0.3
+    dtype, config = torch.float32, SimpleNamespace(in_channels=4)
+
+    def __init__(self, levels):
+        super().__init__()
+        self.levels = levels
+        self.asked = []
+
+    def forward(self, x, timestep, **condition):
+        self.asked.append(float(timestep))
+        level = self.levels[int(timestep)]
+        noise = (1 - level).sqrt() * (x - level.sqrt() * self.mean) / (level * self.std**2 + 1 - level)
+        return SimpleNamespace(sample=noise)
+
+
+@torch.no_grad()
+def test_the_multistep_solver_needs_fewer_steps(monkeypatch):
+    """On data whose flow is known: x_0 = mean + std * (x_T - sqrt(a) mean) / sqrt(a std^2 + 1 - a)."""
+    space, _ = golden()
+    space.guidance_scale = 1.0
+    levels, factor = space._scheduler().alphas_cumprod, space.vae.config.scaling_factor
+    monkeypatch.setattr(space.vae, "decode", lambda x: SimpleNamespace(sample=x[:, :3] * factor))
+    space.unet = unet = GaussianNoise(levels)
+    last, noise = levels[-1], space._noise([0, 1])
+    exact = unet.mean + unet.std * (noise - last.sqrt() * unet.mean) / (last * unet.std**2 + 1 - last).sqrt()
+
+    def error(solver, num_steps):
+        space.solver, space.num_steps = solver, num_steps
+        unet.asked.clear()
+        drawn = space.decode_unclipped(torch.zeros(2, 12, 2, 2), [0, 1])
+        assert len(unet.asked) == num_steps
+        return (drawn - exact[:, :3]).abs().max().item()
+
+    euler = error("euler", 8)
+    assert unet.asked[0] == 876  # the released grid leaves the noisiest levels out
+    assert error("multistep", 8) < euler / 3
+    assert unet.asked[0] >= 998
+    assert error("multistep", 40) < 0.02
+    assert build_part(space_config(solver="multistep")).solver == "multistep"
+
+
+def test_an_unknown_solver_is_refused():
+    with pytest.raises(ValueError, match="the decoder's solver must be euler or multistep, got 'heun'"):
+        build_part(space_config(solver="heun"))
+
+
+def space_config(**changes):
+    return {**golden()[0].config_dict(), **changes}
 
 
 def test_published_size_on_the_meta_device():
