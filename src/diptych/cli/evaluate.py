@@ -96,7 +96,12 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--images", metavar="DIR", help="of do-undo-official: frames; of gsi-official: its data set")
     parser.add_argument("--rewritten", metavar="FILE", help="the same prompts in other words")
     parser.add_argument("--detections", metavar="FILE", help="of geneval-official: found objects, as JSON lines")
-    parser.add_argument("--detector", metavar="GRAPH", help="of geneval-official: a YOLOX network, NAME.graph.json")
+    parser.add_argument(
+        "--detector",
+        metavar="WHICH",
+        help="of geneval-official: a YOLOX network, NAME.graph.json, or KIND=FOLDER_OR_ID of transformers, with a kind "
+        "of owlv2, grounding-dino, mask2former, maskformer, oneformer and detr",
+    )
     parser.add_argument(
         "--judge", metavar="JUDGE", help="who answers questions about pictures: a model, URL#NAME, scenes, or a file"
     )
@@ -344,9 +349,7 @@ def chosen_judge(arguments: Namespace) -> "Judge | None":
 
         return read_detections(arguments.detections)
     if arguments.detector:
-        from diptych.interop.yolox import load_yolox
-
-        return load_yolox(arguments.detector)
+        return chosen_detector(arguments.detector, arguments.device)
     if arguments.judge:
         from diptych.cli.judges import open_judge
 
@@ -356,6 +359,19 @@ def chosen_judge(arguments: Namespace) -> "Judge | None":
 
         return read_results(arguments.verdicts)
     return None
+
+
+def chosen_detector(text: str, device: str) -> "Judge":
+    """A YOLOX network from a file, or ``KIND=FOLDER_OR_ID``."""
+    import torch
+
+    from diptych.interop.hf_detectors import is_detector_spelling, load_detector
+    from diptych.interop.yolox import load_yolox
+
+    if not is_detector_spelling(text):
+        return load_yolox(text)
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_detector(text, found if device == "auto" else device)
 
 
 @contextmanager

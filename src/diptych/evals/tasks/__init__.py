@@ -204,7 +204,7 @@ TASKS: dict[str, TaskEntry] = {
         "GenEval itself: 553 prompts about photographs, four pictures each",
         ("text_to_image",),
         _geneval,
-        files="--prompts evaluation_metadata.jsonl; --detections FILE or --detector GRAPH to judge",
+        files="--prompts evaluation_metadata.jsonl; --detections FILE or --detector WHICH to judge",
         has_splits=False,
     ),
     "dpg-official": TaskEntry(
