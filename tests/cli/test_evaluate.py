@@ -37,7 +37,8 @@ SMALL = ["--num-per-category", 1, "--splits", "test"]
 def test_the_list_says_what_each_task_needs(capsys):
     text = run(capsys, "--list").out
     for name in ("geneval", "questions", "editing", "multi-reference", "xtc", "geneval-official", "do-undo", "gsi",
-                 "do-undo-official", "gsi-official"):  # fmt: skip
+                 "do-undo-official", "gsi-official", "dpg", "dpg-official", "wise", "wise-verified", "geneval2",
+                 "t2i-compbench", "hpsv2", "hpsv3", "image-reward", "mjhq"):  # fmt: skip
         assert f"\n{name} " in f"\n{text}"
     assert "--prompts annotations_test.json, --images FRAMES; --export DIR and --verdicts CSV to judge" in text
     assert "needs image_to_text, text_to_image" in text and "--prompts evaluation_metadata.jsonl" in text

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from diptych.data.example import ImageIn, Text
+from diptych.evals.judges import ContenderJudge, Query
 from diptych.evals.openai_url import OpenAIContender
 from diptych.evals.protocol import Failure, Request
 
@@ -42,6 +44,9 @@ class Server(BaseHTTPRequestHandler):
             content = asked["messages"][-1]["content"]
             said = f"{len(content)} parts, {content[-1].get('text')}, seed {asked['seed']}"
             answer = {"choices": [{"message": {"content": said}}]}
+            if asked.get("logprobs"):
+                likely = [{"token": token, "logprob": math.log(value)} for token, value in state.likely]
+                answer["choices"][0]["logprobs"] = {"content": [{"token": "x", "top_logprobs": likely}]}
         else:
             size = (6, 8)
             if "generations" in self.path:
@@ -58,7 +63,7 @@ class Server(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     made = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    made.state = SimpleNamespace(calls=[], refusals=[])
+    made.state = SimpleNamespace(calls=[], refusals=[], likely=[])
     thread = threading.Thread(target=made.serve_forever, daemon=True)
     thread.start()
     yield made
@@ -86,6 +91,19 @@ def test_answers_in_order_with_pictures_and_seeds(server, contender, monkeypatch
     url = sent["messages"][0]["content"][0]["image_url"]["url"]
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
     assert (shown == RED).all()
+
+
+def test_first_tokens_with_their_probabilities(server, contender):
+    server.state.likely = [("Yes", 0.5), (" yes", 0.25), ("No", 0.2)]
+    query = Query("a#1", RED, "Is it red? Answer in one word.", ("yes", "Yes", " yes", " Yes"))
+    judge = ContenderJudge(contender)
+    assert judge.ask([query])[0].probability == pytest.approx(0.75)
+    sent = json.loads(server.state.calls[0][2])
+    assert (sent["max_tokens"], sent["logprobs"], sent["top_logprobs"]) == (1, True, 20)
+    assert judge.record() == {"name": "a-model", "revision": json.dumps(contender.identity())}
+    server.state.refusals[:] = [(200, '{"choices": [{"message": {"content": "Yes"}}]}')]
+    (found,) = judge.ask([query])
+    assert found.reason.startswith("the server's answer holds no log-probabilities:")
 
 
 def test_roles_become_messages(server, contender):

@@ -21,7 +21,8 @@ class ContenderSpec:
     """Which contender; picklable, and opened by calling it in the process that needs it, on a GPU of its own.
 
     Attributes:
-        model: a model of diptych, ``URL#NAME`` of a server, ``pictures:FOLDER``, or a reference.
+        model: a model of diptych, ``URL#NAME`` of a server, ``pictures:FOLDER``, ``transformers:NAME``, or a
+            reference.
         generator: another one that draws, where ``model`` only writes.
         size: (height, width) of pictures asked of a server.
     """
@@ -43,7 +44,7 @@ class ContenderSpec:
 
     def model_alone(self) -> "Contender":
         """The model itself, where it is no reference and belongs to no task."""
-        return _unified(self.model, self.device, self.dtype)
+        return _own(self.model, self.device, self.dtype)
 
     def _open(self, name: str, process: int) -> "OpenContender":
         if name in REFERENCES:
@@ -59,7 +60,7 @@ class ContenderSpec:
 
             server = OpenAIContender.from_address(name, self.size or (512, 512))
             return lambda task: server
-        contender = _unified(name, _device(self.device, process), self.dtype)
+        contender = _own(name, _device(self.device, process), self.dtype)
         return lambda task: contender
 
 
@@ -69,6 +70,15 @@ def _device(device: str, process: int) -> str:
 
     count = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     return f"cuda:{process % count}" if count > 1 else device
+
+
+def _own(name: str, device: str, dtype: str) -> "Contender":
+    """A model of diptych, or ``transformers:NAME``."""
+    from diptych.interop.image_text_model import PREFIX, load_image_text_model
+
+    if name.startswith(PREFIX):
+        return load_image_text_model(name.removeprefix(PREFIX), device, dtype)
+    return _unified(name, device, dtype)
 
 
 def _unified(name: str, device: str, dtype: str) -> "Contender":

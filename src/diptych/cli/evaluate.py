@@ -103,11 +103,11 @@ def add_arguments(parser: Parser) -> None:
         "of owlv2, grounding-dino, mask2former, maskformer, oneformer and detr",
     )
     parser.add_argument(
-        "--judge", metavar="JUDGE", help="who answers questions about pictures: a model, URL#NAME, scenes, or a file"
+        "--judge", metavar="JUDGE", help="who looks at pictures: a model, URL#NAME, scenes, MODULE:FUNCTION, or a file"
     )
     parser.add_argument("--export", metavar="DIR", help="also write the pictures as the official scorer reads them")
     parser.add_argument(
-        "--verdicts", metavar="PATH", help="results of the official scorer: a CSV of Do-Undo, or a folder of GSI"
+        "--verdicts", metavar="PATH", help="results of the official scorer, whose form tells which benchmark it is"
     )
     parser.add_argument(
         "--missing", choices=("wrong", "refuse"), default="wrong", help="what absent samples are (default: wrong)"
@@ -325,8 +325,9 @@ def export(folder: "EvaluationFolder", run: Mapping[str, Any], target: str) -> N
     for entry in entries:
         task: Any = planned_before(folder, entry).build()
         place = writable_folder(target if len(entries) == 1 else str(Path(target) / entry["name"]))
-        write = export_pictures if isinstance(task, GenEval) else export_named
-        write = export_layout if isinstance(task, WithPlaces) else write
+        write: Any = export_pictures if isinstance(task, GenEval) else export_named
+        if isinstance(task, WithPlaces):
+            write = export_layout
         print(f"{write(folder, task, entry['keys'], place)} pictures in {place}", file=sys.stderr)
 
 
@@ -355,9 +356,9 @@ def chosen_judge(arguments: Namespace) -> "Judge | None":
 
         return open_judge(arguments.judge, arguments.device, arguments.dtype)
     if arguments.verdicts:
-        from diptych.evals.tasks.official_results import read_results
+        from diptych.cli.judges import open_verdicts
 
-        return read_results(arguments.verdicts)
+        return open_verdicts(arguments.verdicts)
     return None
 
 

@@ -1,5 +1,6 @@
-"""What ``--judge`` takes: a model, a server, the reader of the built-in world, or a file of answers."""
+"""What ``--judge`` and ``--verdicts`` take: models, servers and files that judge pictures."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,15 +8,20 @@ from diptych.cli.contenders import ContenderSpec
 
 if TYPE_CHECKING:
     from diptych.evals.judges import VisionJudge
+    from diptych.evals.rewards import RewardModel
+    from diptych.evals.tasks import Judge
 
 SCENES = "scenes"
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
-def open_judge(text: str, device: str, dtype: str) -> "VisionJudge":
+def open_judge(text: str, device: str, dtype: str) -> "VisionJudge | RewardModel":
     """
     Args:
-        text: ``scenes``, ``URL#NAME`` of a server, a model of diptych, a file of answers (``.jsonl``), or what
-            DPG-Bench's scorer wrote (``*_detail.txt``).
+        text: ``scenes``, ``URL#NAME`` of a server, a model of diptych, ``transformers:NAME``, a file of
+            answers (``.jsonl``), or what
+            a scorer wrote: DPG-Bench's ``*_detail.txt``, WISE's ``.jsonl`` with ``prompt_id`` or a folder of them. A
+            reward model is ``MODULE:FUNCTION``, or a ``.jsonl`` with ``reward``.
 
     Raises:
         FileNotFoundError: there is no such file or model.
@@ -27,7 +33,20 @@ def open_judge(text: str, device: str, dtype: str) -> "VisionJudge":
         from diptych.evals.scene_judge import SceneJudge
 
         return SceneJudge()
-    if Path(text).suffix == ".jsonl":
+    path = Path(text)
+    if path.is_dir() and any(path.glob("*.jsonl")) and not any(path.glob("*.safetensors")):
+        from diptych.evals.tasks.wise import read_marks
+
+        return read_marks(path)
+    if path.suffix == ".jsonl":
+        if _begins_with(path, "reward"):
+            from diptych.evals.rewards import read_rewards
+
+            return read_rewards(path)
+        if _begins_with(path, "prompt_id"):
+            from diptych.evals.tasks.wise import read_marks
+
+            return read_marks(path)
         return read_answers(text)
     if text.endswith("_detail.txt"):
         from diptych.evals.tasks.dpg import read_details
@@ -37,4 +56,36 @@ def open_judge(text: str, device: str, dtype: str) -> "VisionJudge":
         from diptych.evals.openai_url import OpenAIContender
 
         return ContenderJudge(OpenAIContender.from_address(text))
+    if _FUNCTION.fullmatch(text) and not text.startswith("transformers:") and not path.exists():
+        from diptych.evals.rewards import named_function
+
+        return named_function(text)
     return ContenderJudge(ContenderSpec(text, None, device, dtype).model_alone())
+
+
+def open_verdicts(text: str) -> "Judge":
+    """What an official scorer wrote: a CSV of Do-Undo Bench, a JSON file of GenEval 2, a folder of GSI-Bench or of
+    T2I-CompBench, which has ``vqa_result.json`` somewhere in it.
+
+    Raises:
+        FileNotFoundError: there is nothing, or a folder lacks a file.
+        ValueError: a file is wrong; the message names line or key.
+    """
+    from diptych.evals.tasks.geneval2 import read_atom_scores
+    from diptych.evals.tasks.official_results import read_results
+    from diptych.evals.tasks.t2i_compbench import read_comp_results
+
+    path = Path(text)
+    if path.is_dir() and any(path.rglob("vqa_result.json")):
+        return read_comp_results(path)
+    if path.is_file() and path.suffix == ".json":
+        return read_atom_scores(path)
+    return read_results(path)
+
+
+def _begins_with(path: Path, key: str) -> bool:
+    """Whether one of the first two lines has a key: what the file is, where another may come before."""
+    if not path.is_file():
+        return False
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return any(f'"{key}"' in line for line in [file.readline(), file.readline()])

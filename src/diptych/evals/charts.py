@@ -94,7 +94,11 @@ def interval_track(
         estimates: name, estimate and style class of each.
         references: name and value of what is compared with, drawn as ticks.
         goal: drawn as a longer tick.
+
+    Empty where an estimate lies outside: a reward has no such scale.
     """
+    if any(not 0 <= estimate.value <= 1 for _, estimate, _ in estimates):
+        return Html("")
     marks = [element("i", class_="tick", style=_at(value), title=f"{name}: {value:.3f}") for name, value in references]
     if goal is not None:
         marks.append(element("i", class_="goal", style=_at(goal), title=f"goal: {goal:.2f}"))

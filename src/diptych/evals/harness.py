@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from diptych.evals.json_lines import prompt_files
 from diptych.evals.manifest import EvaluationFolder, append_lines, content_hash
 from diptych.evals.produce import Planned, Progress, batches, missing, plan
 from diptych.evals.protocol import Contender
@@ -127,15 +128,22 @@ def _kept_files(folder: EvaluationFolder, options: TaskOptions) -> TaskOptions:
     """The options with copies of their files in the folder, so that it can be judged where the files are not."""
     kept = {}
     for name in ("prompts", "rewritten"):
-        if source := getattr(options, name):
-            target = folder.path / "inputs" / Path(source).name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if Path(source).is_dir():
-                shutil.copytree(source, target, dirs_exist_ok=True)
-            elif not (target.exists() and target.samefile(source)):
-                shutil.copyfile(source, target)
+        if given := getattr(options, name):
+            source = Path(given).resolve() if Path(given).is_dir() else Path(given)
+            target = folder.path / "inputs" / source.name
+            if source.is_dir():
+                for file in prompt_files(source):
+                    _copy(file, target / file.name)
+            else:
+                _copy(source, target)
             kept[name] = f"inputs/{target.name}"
     return replace(options, **kept)  # type: ignore[arg-type]
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not (target.exists() and target.samefile(source)):
+        shutil.copyfile(source, target)
 
 
 def planned_before(folder: EvaluationFolder, entry: Mapping[str, Any]) -> Asked:

@@ -1,4 +1,4 @@
-"""Files of JSON lines that people write: a mistake is named with its line."""
+"""Files that people write: JSON lines, where a mistake is named with its line, and folders of prompts."""
 
 import json
 from collections.abc import Iterator
@@ -30,3 +30,8 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(record, dict):
             raise ValueError(f"{path}, line {number}: a JSON object is expected, got {type(record).__name__}.")
         yield number, record
+
+
+def prompt_files(folder: str | Path) -> list[Path]:
+    """The files of a folder that can hold prompts, by name; what lies deeper is none of them."""
+    return sorted(path for path in Path(folder).iterdir() if path.suffix in (".txt", ".json", ".jsonl"))

@@ -71,7 +71,7 @@ class VisionJudge(Protocol):
 class WithFirstTokens(Protocol):
     """A contender that can tell how likely the first tokens of an answer are."""
 
-    def first_tokens(self, requests: Sequence[Request]) -> Sequence[Mapping[str, float] | Failure]:
+    def first_tokens(self, requests: Sequence[Request]) -> Sequence["Mapping[str, float] | Vocabulary | Failure"]:
         """For each request probabilities by token, of the likeliest ones at least."""
         ...
 
@@ -150,8 +150,19 @@ class ContenderJudge:
         ]
 
 
-def sum_of_forms(tokens: Mapping[str, float], forms: Sequence[str]) -> float:
+@runtime_checkable
+class Vocabulary(Protocol):
+    """Probabilities of first tokens where the whole vocabulary is known."""
+
+    def probability_of(self, forms: Sequence[str]) -> float:
+        """That the first token is the first one of any of several spellings; each token counts once."""
+        ...
+
+
+def sum_of_forms(tokens: Mapping[str, float] | Vocabulary, forms: Sequence[str]) -> float:
     """The probability of any of several spellings, by their tokens; a spelling that is not listed adds nothing."""
+    if isinstance(tokens, Vocabulary):
+        return tokens.probability_of(forms)
     return min(sum(tokens.get(form, 0.0) for form in dict.fromkeys(forms)), 1.0)
 
 

@@ -7,7 +7,7 @@ run's pictures there; ``PictureFolder`` is a contender whose drawings lie there 
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,7 @@ class PictureFolder:
             raise FileNotFoundError(f"There is no folder {self.folder}. pictures:DIR takes pictures that were made.")
         self.task = task
         self.name = f"pictures of {self.folder.name}"
+        self._last: tuple[Path, Pixels] = Path(), np.zeros((1, 1, 3), np.uint8)
 
     @cached_property
     def _places(self) -> dict[str, Place]:
@@ -117,7 +118,16 @@ class PictureFolder:
 
     def identity(self) -> dict[str, Any]:
         """A digest over the names and bytes of all pictures."""
-        return {"pictures": self.folder.name, "sha256": _digest(self.folder)}
+        return {"pictures": self.folder.name, "sha256": self._digest}
+
+    @cached_property
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.rglob("*")):
+            if path.suffix.lower() in SUFFIXES:
+                digest.update(f"{path.relative_to(self.folder)}\0".encode())
+                digest.update(hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()[:16]
 
     def settings(self, kind: Kind, given: Mapping[str, Any]) -> dict[str, Any]:
         if given:
@@ -132,9 +142,15 @@ class PictureFolder:
         if file is None:
             return Failure(f"there is no {place.file} in {self.folder}")
         try:
-            return tile_of(_read(str(file)), place)
+            return tile_of(self._read(file), place)
         except (OSError, ValueError) as error:
             return Failure(f"{place.file} cannot be read: {error}")
+
+    def _read(self, file: Path) -> Pixels:
+        """The pixels of a file; those of the last one are kept, for its other tiles."""
+        if self._last[0] != file:
+            self._last = file, pil_to_pixels(read_picture(file))
+        return self._last[1]
 
     def _candidates(self, name: str) -> list[Path]:
         """The file by its own name, then with the other suffixes."""
@@ -143,18 +159,3 @@ class PictureFolder:
 
     def write(self, requests: Sequence[Request]) -> list[Output]:
         return [Failure("pictures cannot answer") for _ in requests]
-
-
-@lru_cache(maxsize=4)
-def _read(path: str) -> Pixels:
-    return pil_to_pixels(read_picture(path))
-
-
-@lru_cache(maxsize=4)
-def _digest(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES:
-            digest.update(f"{path.relative_to(folder)}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()[:16]

@@ -8,6 +8,7 @@ import base64
 import binascii
 import io
 import json
+import math
 import os
 import time
 import urllib.error
@@ -28,6 +29,8 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 BUSY = (408, 409, 429, 500, 502, 503, 504)
 """Answers after which a request is sent again."""
 PARALLEL = 8
+TOP_TOKENS = 20
+"""How many of the likeliest first tokens a server is asked for; more than that OpenAI's interface does not give."""
 
 
 class OpenAIContender:
@@ -92,7 +95,32 @@ class OpenAIContender:
     def write(self, requests: Sequence[Request]) -> list[Output]:
         return self._all(self._answer, requests)
 
-    def _all(self, work: Any, requests: Sequence[Request]) -> list[Output]:
+    def first_tokens(self, requests: Sequence[Request]) -> list[dict[str, float] | Failure]:
+        """For each request the probabilities of the likeliest first tokens of an answer, by token."""
+        return self._all(self._first_tokens, requests)
+
+    def _first_tokens(self, request: Request) -> dict[str, float] | Failure:
+        body = {
+            "model": self.model,
+            "messages": _messages(request),
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "seed": request.seed,
+            "logprobs": True,
+            "top_logprobs": TOP_TOKENS,
+        }
+        answer = self._post("chat/completions", json.dumps(body).encode(), "application/json")
+        if isinstance(answer, Failure):
+            return answer
+        found: dict[str, float] = {}
+        try:
+            for entry in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
+                found[entry["token"]] = found.get(entry["token"], 0.0) + math.exp(entry["logprob"])
+        except (KeyError, IndexError, TypeError):
+            return Failure(f"the server's answer holds no log-probabilities: {_shortened(answer)}")
+        return found
+
+    def _all(self, work: Any, requests: Sequence[Request]) -> list[Any]:
         with ThreadPoolExecutor(PARALLEL) as pool:
             return list(pool.map(work, requests))
 

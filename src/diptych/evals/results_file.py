@@ -115,9 +115,10 @@ def facts(run: Mapping[str, Any], results: Sequence[TaskResult]) -> list[str]:
         if result.missing:
             name, reason = next(iter(result.missing.items()))
             without = result.table.details["missing"]["score_without_them"]
+            counted_as = result.table.details["missing"]["counted_as"]
             said.append(
-                f"{label}: {len(result.missing)} samples are missing and counted as wrong, such as {name} ({reason}); "
-                f"without them the score is {without:.3f}."
+                f"{label}: {len(result.missing)} samples are missing and counted as {counted_as}, such as {name} "
+                f"({reason}); without them the score is {without:.3f}."
             )
         if result.task in CONTAMINATION:
             said.append(f"{label}: {CONTAMINATION[result.task]}")
@@ -127,7 +128,7 @@ def facts(run: Mapping[str, Any], results: Sequence[TaskResult]) -> list[str]:
 def judge_warning(result: TaskResult) -> str:
     """That pictures of a published benchmark were not judged by its own judge; empty where there is nothing to say."""
     detector = result.judge.get("detector")
-    if result.judge.get("official") is False and result.task.endswith("-official"):
+    if result.judge.get("official") is False and result.task != "dpg":
         return "This is not the official judge: the score is not comparable with published ones."
     if result.task != "geneval-official" or not isinstance(detector, dict) or detector.get("official"):
         return ""

@@ -78,7 +78,8 @@ def score(
     details = {**table.details, "judge": judge}
     if absent:
         without = task.table(verdicts, contender).overall.value
-        details["missing"] = {"count": len(absent), "counted_as": "wrong", "score_without_them": without}
+        counted_as = getattr(task, "missing_counts_as", "wrong")
+        details["missing"] = {"count": len(absent), "counted_as": counted_as, "score_without_them": without}
     return TaskResult(
         task.name, replace(table, details=details), tuple(task.units(all_verdicts)), absent, judge, len(keys)
     )

@@ -49,6 +49,13 @@ EXPLAINED = {
         "on a no is a no.",
     ),
     "dpg": ("DPG-Bench", "Shares of questions about long prompts that the judge answers with yes; see the judge."),
+    "wise": ("WISE", "WiScore of prompts that need knowledge of the world, on the scale of the paper, from 0 to 1."),
+    "wise-verified": ("WISE Verified", "Share of prompts that need knowledge of the world and were drawn right."),
+    "geneval2": ("GenEval 2", "Soft-TIFA: how likely the judge finds the right answer about each atom of a prompt."),
+    "t2i-compbench": ("T2I-CompBench", "Composed prompts; how a picture is judged differs by category."),
+    "hpsv2": ("HPSv2", "How well people would like the pictures, as a reward model has it: 100 times a cosine."),
+    "hpsv3": ("HPSv3", "How well people would like the pictures, as a reward model has it."),
+    "image-reward": ("ImageReward", "How well people would like the pictures, as a reward model has it."),
     "geneval": ("GenEval", "Share of pictures that GenEval's rules accept on what a detector found in them."),
     "retrieval": (
         "Retrieval",

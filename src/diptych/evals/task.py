@@ -33,7 +33,11 @@ class Unit:
 
 @runtime_checkable
 class Task(Protocol):
-    """A benchmark; a frozen dataclass, so that it can be sent to other processes."""
+    """A benchmark; a frozen dataclass, so that it can be sent to other processes.
+
+    Two things it may have beside: ``judged_at_once``, how many samples a judge is given between two times that verdicts
+    are written, and ``missing_counts_as``, what its ``units`` make of a missing sample where that is not "wrong".
+    """
 
     @property
     def name(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from diptych.evals.judges import VisionJudge
 from diptych.evals.manifest import content_hash
+from diptych.evals.rewards import RewardModel
 from diptych.evals.task import Task
 from diptych.evals.tasks.doundo import DoUndo
 from diptych.evals.tasks.doundo_official import DoUndoOfficial, read_annotations
@@ -17,10 +18,16 @@ from diptych.evals.tasks.dpg import OFFICIAL_SAMPLES as DPG_SAMPLES
 from diptych.evals.tasks.dpg import dpg_task
 from diptych.evals.tasks.dpg_scenes import dense_scenes
 from diptych.evals.tasks.geneval import OFFICIAL_SAMPLES, Detector, file_revision, geneval_task, twin_task
+from diptych.evals.tasks.geneval2 import AtomScores, geneval2_task
 from diptych.evals.tasks.gsi import SpatialCompliance
 from diptych.evals.tasks.gsi_official import SpatialOfficial, read_queries
+from diptych.evals.tasks.mjhq import mjhq_task
 from diptych.evals.tasks.official_results import DoUndoResults, SpatialResults
+from diptych.evals.tasks.preferences import Preference, preference_task
 from diptych.evals.tasks.scenes import Editing, MultiReference, Questions
+from diptych.evals.tasks.t2i_compbench import OFFICIAL_SAMPLES as COMPBENCH_SAMPLES
+from diptych.evals.tasks.t2i_compbench import CompResults, compbench_task
+from diptych.evals.tasks.wise import Scale, wise_task
 from diptych.evals.tasks.xtc import SAMPLES, CrossTaskConsistency
 from diptych.scenes.split import Split
 
@@ -69,8 +76,8 @@ class TaskOptions:
         }
 
 
-Judge: TypeAlias = Detector | VisionJudge | DoUndoResults | SpatialResults
-"""What judges a published benchmark: a detector, what answers questions, or the results of an official scorer."""
+Judge: TypeAlias = Detector | VisionJudge | RewardModel | DoUndoResults | SpatialResults | AtomScores | CompResults
+"""What judges a published benchmark: a detector, what answers questions or rates, or an official scorer's results."""
 
 Builder = Callable[[TaskOptions, Judge | None], Task]
 
@@ -117,6 +124,71 @@ def _dpg_official(options: TaskOptions, judge: Judge | None) -> Task:
         samples=options.samples or DPG_SAMPLES,
         seed=options.seed,
     )
+
+
+def _wise(scale: Scale) -> Builder:
+    def build(options: TaskOptions, judge: Judge | None) -> Task:
+        if not options.prompts:
+            raise ValueError(
+                "wise needs its prompts: give --prompts a JSON file with Prompt, Explanation and prompt_id, or the "
+                "folder data of WISE's repository."
+            )
+        return wise_task(
+            options.prompts,
+            scale,
+            examiner=judge if isinstance(judge, VisionJudge) else None,
+            num_per_category=options.num_per_category,
+            seed=options.seed,
+        )
+
+    return build
+
+
+def _geneval2(options: TaskOptions, judge: Judge | None) -> Task:
+    if not options.prompts:
+        raise ValueError("geneval2 needs its prompts: give --prompts geneval2_data.jsonl, from GenEval 2's repository.")
+    return geneval2_task(
+        options.prompts,
+        examiner=judge if isinstance(judge, VisionJudge | AtomScores) else None,
+        num_per_category=options.num_per_category,
+        seed=options.seed,
+    )
+
+
+def _compbench(options: TaskOptions, judge: Judge | None) -> Task:
+    if not options.prompts:
+        raise ValueError(
+            "t2i-compbench needs its prompts: give --prompts a <category>_val.txt, or the folder of them, from "
+            "T2I-CompBench's repository."
+        )
+    return compbench_task(
+        options.prompts,
+        examiner=judge if isinstance(judge, VisionJudge | Detector | CompResults) else None,
+        num_per_category=options.num_per_category,
+        samples=options.samples or COMPBENCH_SAMPLES,
+        seed=options.seed,
+    )
+
+
+def _preferences(name: Preference, prompts: str) -> Builder:
+    def build(options: TaskOptions, judge: Judge | None) -> Task:
+        if not options.prompts:
+            raise ValueError(f"{name} needs its prompts: give --prompts {prompts}.")
+        return preference_task(
+            name,
+            options.prompts,
+            examiner=judge if isinstance(judge, RewardModel) else None,
+            num_per_category=options.num_per_category,
+            seed=options.seed,
+        )
+
+    return build
+
+
+def _mjhq(options: TaskOptions, judge: Judge | None) -> Task:
+    if not options.prompts:
+        raise ValueError("mjhq needs its prompts: give --prompts meta_data.json of MJHQ-30K.")
+    return mjhq_task(options.prompts, num_per_category=options.num_per_category, seed=options.seed)
 
 
 def _doundo_official(options: TaskOptions, judge: Judge | None) -> Task:
@@ -212,6 +284,62 @@ TASKS: dict[str, TaskEntry] = {
         ("text_to_image",),
         _dpg_official,
         files="--prompts dpg_bench.csv; --judge JUDGE, or --export DIR for the official scorer",
+        has_splits=False,
+    ),
+    "wise": TaskEntry(
+        "WISE on the scale of the paper: 1,000 prompts that need knowledge, three marks of 0 to 2",
+        ("text_to_image",),
+        _wise("legacy"),
+        files="--prompts JSON; --judge JUDGE, also what gpt_eval.py wrote, or --export DIR",
+        has_splits=False,
+    ),
+    "wise-verified": TaskEntry(
+        "WISE_Verified: the same, right or wrong, on verified prompts; another scale",
+        ("text_to_image",),
+        _wise("verified"),
+        files="--prompts JSON; --judge JUDGE, or --export DIR",
+        has_splits=False,
+    ),
+    "geneval2": TaskEntry(
+        "GenEval 2: 800 composed prompts, a probability for each atom (Soft-TIFA)",
+        ("text_to_image",),
+        _geneval2,
+        files="--prompts geneval2_data.jsonl; --judge JUDGE, or --export DIR and --verdicts JSON",
+        has_splits=False,
+    ),
+    "t2i-compbench": TaskEntry(
+        "T2I-CompBench(++): eight categories of 300 prompts, ten pictures each",
+        ("text_to_image",),
+        _compbench,
+        files="--prompts <category>_val.txt; --judge JUDGE, --detections FILE, or --export DIR and --verdicts DIR",
+        has_splits=False,
+    ),
+    "hpsv2": TaskEntry(
+        "Human Preference Score v2: 3,200 prompts of four styles, rated by a reward model",
+        ("text_to_image",),
+        _preferences("hpsv2", "the folder of anime.json, concept-art.json, paintings.json and photo.json"),
+        files="--prompts DIR; --judge MODULE:FUNCTION or a file of rewards, or --export DIR",
+        has_splits=False,
+    ),
+    "hpsv3": TaskEntry(
+        "Human Preference Score v3 on any prompts, rated by a reward model",
+        ("text_to_image",),
+        _preferences("hpsv3", "a text file with a prompt a line, or JSON lines with prompt and category"),
+        files="--prompts FILE; --judge MODULE:FUNCTION or a file of rewards, or --export DIR",
+        has_splits=False,
+    ),
+    "image-reward": TaskEntry(
+        "ImageReward on any prompts, rated by a reward model",
+        ("text_to_image",),
+        _preferences("image-reward", "a text file with a prompt a line, or JSON lines with prompt and category"),
+        files="--prompts FILE; --judge MODULE:FUNCTION or a file of rewards, or --export DIR",
+        has_splits=False,
+    ),
+    "mjhq": TaskEntry(
+        "MJHQ-30K: 30,000 prompts of ten categories, whose FID `diptych fd` measures",
+        ("text_to_image",),
+        _mjhq,
+        files="--prompts meta_data.json, --export DIR",
         has_splits=False,
     ),
     "do-undo-official": TaskEntry(

@@ -1,8 +1,8 @@
 """DPG-Bench's twin on the built-in world: captions that tell all, and a graph of questions about each.
 
 Scenes are those of the consistency benchmark, two or three objects of different shapes and colours. Of each object it
-is asked whether its shape is there, whether it is in its colour, and, given that, whether it has its size and its place;
-of two objects how they lie; of the picture how many objects it has, and its background.
+is asked whether its shape is there, whether in its colour, and, given that, whether in its size and at its place; of
+two objects how they lie; of the picture how many objects it has, and its background.
 """
 
 from collections.abc import Mapping
