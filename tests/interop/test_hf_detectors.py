@@ -1,4 +1,4 @@
-"""Detectors of ``transformers``: boxes and names from logits made by hand, and tiny random networks in the real layout."""
+"""Detectors of ``transformers``: boxes and names of logits made by hand, and tiny random networks as they are saved."""
 
 import json
 from types import SimpleNamespace
@@ -253,10 +253,10 @@ def test_thresholds_of_the_kind_are_in_the_record_of_the_judge(tmp_path):
 def test_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"'yolo=x' is no KIND=FOLDER_OR_ID\. Kinds: owlv2, grounding-dino"):
         load_detector("yolo=x")
-    with pytest.raises(FileNotFoundError, match="there is no detector at .*none"):
+    with pytest.raises(FileNotFoundError, match=r"there is no detector at .*none"):
         load_detector(f"owlv2={tmp_path / 'none'}")
     folder = save("mask2former", tmp_path / "net")
-    with pytest.raises(ValueError, match="is of the kind mask2former, not owlv2. Write --detector mask2former="):
+    with pytest.raises(ValueError, match=r"is of the kind mask2former, not owlv2\. Write --detector mask2former="):
         load_detector(f"owlv2={folder}")
     file = folder / "config.json"
     config = json.loads(file.read_text())

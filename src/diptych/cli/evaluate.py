@@ -315,6 +315,7 @@ def export(folder: "EvaluationFolder", run: Mapping[str, Any], target: str) -> N
     from diptych.evals.places import WithPlaces
     from diptych.evals.tasks import TASKS as KNOWN
     from diptych.evals.tasks.detections_file import export_pictures
+    from diptych.evals.tasks.gedit import write_sources
     from diptych.evals.tasks.geneval import GenEval
     from diptych.evals.tasks.official_results import export_named
 
@@ -329,6 +330,8 @@ def export(folder: "EvaluationFolder", run: Mapping[str, Any], target: str) -> N
         if isinstance(task, WithPlaces):
             write = export_layout
         print(f"{write(folder, task, entry['keys'], place)} pictures in {place}", file=sys.stderr)
+        if entry["name"].startswith("gedit"):
+            write_sources(task, place)
 
 
 def in_order(own: Sequence["ScoreTable"], references: Sequence["ScoreTable"]) -> list["ScoreTable"]:

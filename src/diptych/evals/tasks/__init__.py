@@ -17,13 +17,16 @@ from diptych.evals.tasks.doundo_official import DoUndoOfficial, read_annotations
 from diptych.evals.tasks.dpg import OFFICIAL_SAMPLES as DPG_SAMPLES
 from diptych.evals.tasks.dpg import dpg_task
 from diptych.evals.tasks.dpg_scenes import dense_scenes
+from diptych.evals.tasks.gedit import Language, gedit_task
 from diptych.evals.tasks.geneval import OFFICIAL_SAMPLES, Detector, file_revision, geneval_task, twin_task
 from diptych.evals.tasks.geneval2 import AtomScores, geneval2_task
 from diptych.evals.tasks.gsi import SpatialCompliance
 from diptych.evals.tasks.gsi_official import SpatialOfficial, read_queries
+from diptych.evals.tasks.imgedit import imgedit_task
 from diptych.evals.tasks.mjhq import mjhq_task
 from diptych.evals.tasks.official_results import DoUndoResults, SpatialResults
 from diptych.evals.tasks.preferences import Preference, preference_task
+from diptych.evals.tasks.rise import rise_task
 from diptych.evals.tasks.scenes import Editing, MultiReference, Questions
 from diptych.evals.tasks.t2i_compbench import OFFICIAL_SAMPLES as COMPBENCH_SAMPLES
 from diptych.evals.tasks.t2i_compbench import CompResults, compbench_task
@@ -191,6 +194,42 @@ def _mjhq(options: TaskOptions, judge: Judge | None) -> Task:
     return mjhq_task(options.prompts, num_per_category=options.num_per_category, seed=options.seed)
 
 
+def _imgedit(options: TaskOptions, judge: Judge | None) -> Task:
+    if not options.prompts or not options.images:
+        raise ValueError(
+            "imgedit needs its edits and pictures: give --prompts basic_edit.json or the folder Benchmark/Basic of "
+            "ImgEdit's repository, and --images the original pictures."
+        )
+    return imgedit_task(options.prompts, options.images, **_of_edits(options, judge))
+
+
+def _rise(options: TaskOptions, judge: Judge | None) -> Task:
+    if not options.prompts or not options.images:
+        raise ValueError(
+            "rise needs its edits and pictures: give --prompts data_total.json and --images the folder data, both of "
+            "RISEBench."
+        )
+    return rise_task(options.prompts, options.images, **_of_edits(options, judge))
+
+
+def _gedit(language: Language) -> Builder:
+    def build(options: TaskOptions, judge: Judge | None) -> Task:
+        if not options.images:
+            raise ValueError(f"gedit-{language} needs its data set: give --images a folder of GEdit-Bench's parquets.")
+        return gedit_task(options.images, language, **_of_edits(options, judge))
+
+    return build
+
+
+def _of_edits(options: TaskOptions, judge: Judge | None) -> dict[str, Any]:
+    """What all benchmarks of judged edits take."""
+    return {
+        "examiner": judge if isinstance(judge, VisionJudge) else None,
+        "num_per_category": options.num_per_category,
+        "seed": options.seed,
+    }
+
+
 def _doundo_official(options: TaskOptions, judge: Judge | None) -> Task:
     if not options.prompts or not options.images:
         raise ValueError(
@@ -340,6 +379,34 @@ TASKS: dict[str, TaskEntry] = {
         ("text_to_image",),
         _mjhq,
         files="--prompts meta_data.json, --export DIR",
+        has_splits=False,
+    ),
+    "imgedit": TaskEntry(
+        "ImgEdit-Bench, the basic suite: 737 edits of nine types, three marks each",
+        ("image_edit",),
+        _imgedit,
+        files="--prompts basic_edit.json, --images DIR; --judge JUDGE or result.json, or --export DIR",
+        has_splits=False,
+    ),
+    "gedit-en": TaskEntry(
+        "GEdit-Bench in English: edits that people asked for, sqrt(SC * PQ)",
+        ("image_edit",),
+        _gedit("en"),
+        files="--images DATASET; --judge JUDGE or the folder of *_gpt_score.csv, or --export DIR",
+        has_splits=False,
+    ),
+    "gedit-cn": TaskEntry(
+        "GEdit-Bench in Chinese",
+        ("image_edit",),
+        _gedit("cn"),
+        files="--images DATASET; --judge JUDGE or the folder of *_gpt_score.csv, or --export DIR",
+        has_splits=False,
+    ),
+    "rise": TaskEntry(
+        "RISEBench: 360 edits that need reasoning; right in every respect, or not",
+        ("image_edit",),
+        _rise,
+        files="--prompts data_total.json, --images DIR; --judge JUDGE or the script's answers, or --export DIR",
         has_splits=False,
     ),
     "do-undo-official": TaskEntry(
