@@ -253,7 +253,7 @@ def test_gedit_mistakes_are_named(gedit_files, tmp_path):
 
     file = gedit_files / "data" / "train.parquet"
     parquet.write_table(parquet.read_table(file).drop_columns(["key"]), file)
-    with pytest.raises(ValueError, match="columns key are missing. Give the data set GEdit-Bench"):
+    with pytest.raises(ValueError, match=r"columns key are missing\. Give the data set GEdit-Bench"):
         gedit.read_wishes(gedit_files, "en")
 
 

@@ -1,9 +1,9 @@
 """ImgEdit-Bench (arXiv 2505.20275), the basic suite: 737 edits of nine types, three marks of 1 to 5 each.
 
 As the official scripts do it: an edit's score is the mean of its marks, rounded to two decimals, that of a type is the
-mean over its edits, and what is published as overall the mean of the types. That the second and the third mark are no higher
-than the first is asked of the judge in words and enforced nowhere; here too it is only counted how often a judge does
-not keep to it, and what the scores were if they were cut.
+mean over its edits, and what is published as overall the mean of the types. That the second and the third mark are no
+higher than the first is asked of the judge in words and enforced nowhere; here too it is only counted how often a judge
+does not keep to it, and what the scores were if they were cut.
 """
 
 import json

@@ -7,7 +7,7 @@ of its own file.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -34,6 +34,7 @@ class EditItem:
     """What the benchmark's own marking needs of it."""
 
 
+@runtime_checkable
 class Marking(Protocol):
     """How a benchmark marks edits."""
 

@@ -47,7 +47,7 @@ def marks_in(text: str) -> list[int]:
     return []
 
 
-def weighted_score(marks: Mapping[str, float], category: str, is_consistency_free: bool) -> float:
+def weighted_score(marks: Mapping[str, int], category: str, is_consistency_free: bool) -> float:
     """0.3 consistency + 0.5 reasoning + 0.2 quality, other weights where one does not apply, from 1 to 5.
 
     Halved, to no less than 1, where the reasoning is 1.
