@@ -94,6 +94,10 @@ def add_arguments(parser: Parser) -> None:
         "--prompts", metavar="FILE", help="of an official benchmark: its prompts; --list says which file"
     )
     parser.add_argument("--images", metavar="DIR", help="of do-undo-official: frames; of gsi-official: its data set")
+    parser.add_argument("--include-path", metavar="DIR", help="of lmms:TASK: a folder of further tasks of lmms-eval")
+    parser.add_argument(
+        "--lmms-tasks", metavar="DIR", help="write the tasks for lmms-eval's --include_path, and stop; needs no MODEL"
+    )
     parser.add_argument("--rewritten", metavar="FILE", help="the same prompts in other words")
     parser.add_argument("--detections", metavar="FILE", help="of geneval-official: found objects, as JSON lines")
     parser.add_argument(
@@ -123,6 +127,8 @@ def run(arguments: Namespace) -> int:
     if arguments.list:
         print(task_list())
         return 0
+    if arguments.lmms_tasks:
+        return write_lmms_tasks(arguments)
     if arguments.model is None:
         raise ValueError("evaluate needs a MODEL. `diptych evaluate --help` shows what it can be; --list lists tasks.")
     if arguments.phase == "score":
@@ -152,6 +158,23 @@ def run(arguments: Namespace) -> int:
     return 0 if arguments.phase == "produce" else judge(folder, arguments, about)
 
 
+def write_lmms_tasks(arguments: Namespace) -> int:
+    """Writes tasks of this harness as tasks of lmms-eval, in the first split."""
+    from diptych.evals.lmms.tasks import write_lmms_task
+    from diptych.evals.tasks import TaskOptions, build_task
+
+    splits = chosen_names(arguments.splits, SPLITS, "--splits") or ["test"]
+    for name in chosen_tasks(arguments.on) or ["questions"]:
+        options = TaskOptions(
+            split=splits[0],  # type: ignore[arg-type]
+            num_per_category=arguments.num_per_category,
+            seed=arguments.seed,
+            image_size=arguments.size or (64, 64),
+        )
+        print(write_lmms_task(build_task(name, options), options.to_dict(), writable_folder(arguments.lmms_tasks)))
+    return 0
+
+
 def task_list() -> str:
     """The tasks with what they need."""
     from diptych.evals.tasks import TASKS as KNOWN
@@ -160,6 +183,8 @@ def task_list() -> str:
     for name, entry in KNOWN.items():
         lines.append(f"{name:<18}{entry.summary}")
         lines.append(f"{'':<18}needs {', '.join(entry.needs)}{'; ' + entry.files if entry.files else ''}")
+    lines.append(f"{'lmms:TASK':<18}a task of lmms-eval that asks for words about pictures")
+    lines.append(f"{'':<18}needs image_to_text; pip install 'diptych[lmms]'")
     lines.append(f"{'(entropy)':<18}entropy of hidden states by layer, which is no score: `diptych probe MODEL`")
     return "\n".join(lines)
 
@@ -175,6 +200,9 @@ def chosen_tasks(text: str | None) -> list[str]:
     groups = {"scenes": list(TASKS), "all": [name for name, entry in KNOWN.items() if not entry.files]}
     names: list[str] = []
     for name in (word.strip() for word in (text or "").split(",")):
+        if name.startswith("lmms:"):
+            names.append(name)
+            continue
         names += groups.get(name) or chosen_names(name, list(KNOWN), "--on")
     return list(dict.fromkeys(names))
 
@@ -194,13 +222,12 @@ def planned_run(
 ) -> "Run":
     """Every task in every split it has; without names the first four, as far as the contender can do them."""
     from diptych.evals.harness import Asked, plan_run
-    from diptych.evals.tasks import TASKS as KNOWN
-    from diptych.evals.tasks import TaskOptions, build_task
+    from diptych.evals.tasks import TaskOptions, build_task, task_entry
 
     size = opened(build_task("questions", TaskOptions(num_per_category=1))).image_size
     asked = []
     for name in names or TASKS:
-        for split in splits if KNOWN[name].has_splits else [splits[0]]:
+        for split in splits if task_entry(name).has_splits else [splits[0]]:
             options = TaskOptions(
                 split=split,  # type: ignore[arg-type]
                 num_per_category=arguments.num_per_category,
@@ -212,6 +239,7 @@ def planned_run(
                 prompts=arguments.prompts or "",
                 rewritten=arguments.rewritten or "",
                 images=str(Path(arguments.images).resolve()) if arguments.images else "",
+                include_path=str(Path(arguments.include_path).resolve()) if arguments.include_path else "",
             )
             asked.append(Asked(name, options))
     plan = plan_run(sorted(asked, key=lambda one: splits.index(one.options.split)), opened, given)

@@ -59,6 +59,8 @@ class TaskOptions:
     """The same prompts in other words."""
     images: str = ""
     """Folder of pictures, where the benchmark has one."""
+    include_path: str = ""
+    """Folder of further tasks of lmms-eval."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -449,6 +451,25 @@ def build_task(name: str, options: TaskOptions, judge: Judge | None = None) -> T
     Raises:
         ValueError: no such benchmark, or one of its files is wrong.
     """
+    return task_entry(name).build(options, judge)
+
+
+def task_entry(name: str) -> TaskEntry:
+    """What is known of a benchmark; ``lmms:TASK`` is one of lmms-eval.
+
+    Raises:
+        ValueError: no such benchmark.
+    """
+    if name.startswith("lmms:"):
+        return TaskEntry("a task of lmms-eval", ("image_to_text",), _of_lmms(name), has_splits=False)
     if name not in TASKS:
         raise ValueError(f"there is no benchmark {name!r}. Known: {', '.join(TASKS)}.")
-    return TASKS[name].build(options, judge)
+    return TASKS[name]
+
+
+def _of_lmms(name: str) -> Builder:
+    from diptych.evals.lmms.imported import PREFIX, LmmsTask
+
+    return lambda options, _: LmmsTask(
+        task=name.removeprefix(PREFIX), include_path=options.include_path, number=options.num_per_category
+    )
