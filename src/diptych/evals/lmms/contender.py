@@ -24,7 +24,7 @@ class LmmsContender:
     image_size = (64, 64)
 
     def __init__(self, model: Any, name: str) -> None:
-        self.model, self.name = model, name
+        self.model, self.name = model, f"lmms:{name}"
 
     @classmethod
     def from_spelling(cls, text: str) -> "LmmsContender":
@@ -49,7 +49,7 @@ class LmmsContender:
     def identity(self) -> dict[str, Any]:
         from importlib.metadata import version
 
-        return {"lmms": self.name, "lmms_eval": version("lmms-eval")}
+        return {"lmms": self.name.removeprefix("lmms:"), "lmms_eval": version("lmms-eval")}
 
     def settings(self, kind: Kind, given: Mapping[str, Any]) -> dict[str, Any]:
         unknown = sorted(set(given) - set(SETTINGS))
