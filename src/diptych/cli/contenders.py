@@ -55,6 +55,11 @@ class ContenderSpec:
             from diptych.evals.official_layout import PictureFolder
 
             return lambda task: PictureFolder(name.removeprefix(PICTURES), task)
+        if name.startswith("lmms:"):
+            from diptych.evals.lmms.contender import LmmsContender
+
+            foreign = LmmsContender.from_spelling(name.removeprefix("lmms:"))
+            return lambda task: foreign
         if name.startswith(("http://", "https://")):
             from diptych.evals.openai_url import OpenAIContender
 

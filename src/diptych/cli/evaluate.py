@@ -94,9 +94,18 @@ def add_arguments(parser: Parser) -> None:
         "--prompts", metavar="FILE", help="of an official benchmark: its prompts; --list says which file"
     )
     parser.add_argument("--images", metavar="DIR", help="of do-undo-official: frames; of gsi-official: its data set")
+    parser.add_argument("--include-path", metavar="DIR", help="of lmms:TASK: a folder of further tasks of lmms-eval")
+    parser.add_argument(
+        "--lmms-tasks", metavar="DIR", help="write the tasks for lmms-eval's --include_path, and stop; needs no MODEL"
+    )
     parser.add_argument("--rewritten", metavar="FILE", help="the same prompts in other words")
     parser.add_argument("--detections", metavar="FILE", help="of geneval-official: found objects, as JSON lines")
-    parser.add_argument("--detector", metavar="GRAPH", help="of geneval-official: a YOLOX network, NAME.graph.json")
+    parser.add_argument(
+        "--detector",
+        metavar="WHICH",
+        help="of geneval-official: a YOLOX network, NAME.graph.json, or KIND=FOLDER_OR_ID of transformers, with a kind "
+        "of owlv2, grounding-dino, mask2former, maskformer, oneformer and detr",
+    )
     parser.add_argument(
         "--judge", metavar="JUDGE", help="who looks at pictures: a model, URL#NAME, scenes, MODULE:FUNCTION, or a file"
     )
@@ -118,6 +127,8 @@ def run(arguments: Namespace) -> int:
     if arguments.list:
         print(task_list())
         return 0
+    if arguments.lmms_tasks:
+        return write_lmms_tasks(arguments)
     if arguments.model is None:
         raise ValueError("evaluate needs a MODEL. `diptych evaluate --help` shows what it can be; --list lists tasks.")
     if arguments.phase == "score":
@@ -147,6 +158,23 @@ def run(arguments: Namespace) -> int:
     return 0 if arguments.phase == "produce" else judge(folder, arguments, about)
 
 
+def write_lmms_tasks(arguments: Namespace) -> int:
+    """Writes tasks of this harness as tasks of lmms-eval, in the first split."""
+    from diptych.evals.lmms.tasks import write_lmms_task
+    from diptych.evals.tasks import TaskOptions, build_task
+
+    splits = chosen_names(arguments.splits, SPLITS, "--splits") or ["test"]
+    for name in chosen_tasks(arguments.on) or ["questions"]:
+        options = TaskOptions(
+            split=splits[0],  # type: ignore[arg-type]
+            num_per_category=arguments.num_per_category,
+            seed=arguments.seed,
+            image_size=arguments.size or (64, 64),
+        )
+        print(write_lmms_task(build_task(name, options), options.to_dict(), writable_folder(arguments.lmms_tasks)))
+    return 0
+
+
 def task_list() -> str:
     """The tasks with what they need."""
     from diptych.evals.tasks import TASKS as KNOWN
@@ -155,6 +183,8 @@ def task_list() -> str:
     for name, entry in KNOWN.items():
         lines.append(f"{name:<18}{entry.summary}")
         lines.append(f"{'':<18}needs {', '.join(entry.needs)}{'; ' + entry.files if entry.files else ''}")
+    lines.append(f"{'lmms:TASK':<18}a task of lmms-eval that asks for words about pictures")
+    lines.append(f"{'':<18}needs image_to_text; pip install 'diptych[lmms]'")
     lines.append(f"{'(entropy)':<18}entropy of hidden states by layer, which is no score: `diptych probe MODEL`")
     return "\n".join(lines)
 
@@ -170,6 +200,9 @@ def chosen_tasks(text: str | None) -> list[str]:
     groups = {"scenes": list(TASKS), "all": [name for name, entry in KNOWN.items() if not entry.files]}
     names: list[str] = []
     for name in (word.strip() for word in (text or "").split(",")):
+        if name.startswith("lmms:"):
+            names.append(name)
+            continue
         names += groups.get(name) or chosen_names(name, list(KNOWN), "--on")
     return list(dict.fromkeys(names))
 
@@ -189,13 +222,12 @@ def planned_run(
 ) -> "Run":
     """Every task in every split it has; without names the first four, as far as the contender can do them."""
     from diptych.evals.harness import Asked, plan_run
-    from diptych.evals.tasks import TASKS as KNOWN
-    from diptych.evals.tasks import TaskOptions, build_task
+    from diptych.evals.tasks import TaskOptions, build_task, task_entry
 
     size = opened(build_task("questions", TaskOptions(num_per_category=1))).image_size
     asked = []
     for name in names or TASKS:
-        for split in splits if KNOWN[name].has_splits else [splits[0]]:
+        for split in splits if task_entry(name).has_splits else [splits[0]]:
             options = TaskOptions(
                 split=split,  # type: ignore[arg-type]
                 num_per_category=arguments.num_per_category,
@@ -207,6 +239,7 @@ def planned_run(
                 prompts=arguments.prompts or "",
                 rewritten=arguments.rewritten or "",
                 images=str(Path(arguments.images).resolve()) if arguments.images else "",
+                include_path=str(Path(arguments.include_path).resolve()) if arguments.include_path else "",
             )
             asked.append(Asked(name, options))
     plan = plan_run(sorted(asked, key=lambda one: splits.index(one.options.split)), opened, given)
@@ -310,6 +343,7 @@ def export(folder: "EvaluationFolder", run: Mapping[str, Any], target: str) -> N
     from diptych.evals.places import WithPlaces
     from diptych.evals.tasks import TASKS as KNOWN
     from diptych.evals.tasks.detections_file import export_pictures
+    from diptych.evals.tasks.gedit import write_sources
     from diptych.evals.tasks.geneval import GenEval
     from diptych.evals.tasks.official_results import export_named
 
@@ -324,6 +358,8 @@ def export(folder: "EvaluationFolder", run: Mapping[str, Any], target: str) -> N
         if isinstance(task, WithPlaces):
             write = export_layout
         print(f"{write(folder, task, entry['keys'], place)} pictures in {place}", file=sys.stderr)
+        if entry["name"].startswith("gedit"):
+            write_sources(task, place)
 
 
 def in_order(own: Sequence["ScoreTable"], references: Sequence["ScoreTable"]) -> list["ScoreTable"]:
@@ -345,9 +381,7 @@ def chosen_judge(arguments: Namespace) -> "Judge | None":
 
         return read_detections(arguments.detections)
     if arguments.detector:
-        from diptych.interop.yolox import load_yolox
-
-        return load_yolox(arguments.detector)
+        return chosen_detector(arguments.detector, arguments.device)
     if arguments.judge:
         from diptych.cli.judges import open_judge
 
@@ -357,6 +391,19 @@ def chosen_judge(arguments: Namespace) -> "Judge | None":
 
         return open_verdicts(arguments.verdicts)
     return None
+
+
+def chosen_detector(text: str, device: str) -> "Judge":
+    """A YOLOX network from a file, or ``KIND=FOLDER_OR_ID``."""
+    import torch
+
+    from diptych.interop.hf_detectors import is_detector_spelling, load_detector
+    from diptych.interop.yolox import load_yolox
+
+    if not is_detector_spelling(text):
+        return load_yolox(text)
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_detector(text, found if device == "auto" else device)
 
 
 @contextmanager

@@ -20,7 +20,8 @@ def open_judge(text: str, device: str, dtype: str) -> "VisionJudge | RewardModel
     Args:
         text: ``scenes``, ``URL#NAME`` of a server, a model of diptych, ``transformers:NAME``, a file of
             answers (``.jsonl``), or what
-            a scorer wrote: DPG-Bench's ``*_detail.txt``, WISE's ``.jsonl`` with ``prompt_id`` or a folder of them. A
+            a scorer wrote: DPG-Bench's ``*_detail.txt``, WISE's ``.jsonl`` with ``prompt_id`` or a folder of them,
+            ImgEdit's ``result.json``, RISEBench's answers as JSON, GEdit-Bench's folder of ``*_gpt_score.csv``. A
             reward model is ``MODULE:FUNCTION``, or a ``.jsonl`` with ``reward``.
 
     Raises:
@@ -34,6 +35,16 @@ def open_judge(text: str, device: str, dtype: str) -> "VisionJudge | RewardModel
 
         return SceneJudge()
     path = Path(text)
+    if path.is_dir() and any(path.glob("*_gpt_score.csv")):
+        from diptych.evals.tasks.gedit import read_gedit_scores
+
+        return read_gedit_scores(path)
+    if path.suffix == ".json":
+        from diptych.evals.tasks.imgedit import read_imgedit_answers
+        from diptych.evals.tasks.rise import read_rise_answers
+
+        is_rise = path.is_file() and '"judge2"' in path.read_text(encoding="utf-8", errors="replace")
+        return read_rise_answers(path) if is_rise else read_imgedit_answers(path)
     if path.is_dir() and any(path.glob("*.jsonl")) and not any(path.glob("*.safetensors")):
         from diptych.evals.tasks.wise import read_marks
 

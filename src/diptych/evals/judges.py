@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from diptych.data.example import ImageIn, Pixels, Text
+from diptych.data.example import ImageIn, Part, Pixels, Text
 from diptych.evals.json_lines import json_lines
 from diptych.evals.protocol import Contender, Failure, Output, Request, WithLogLikelihood
 
@@ -27,7 +27,7 @@ JUDGED_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Query:
-    """One question about one picture."""
+    """One question about one picture, or about one beside others."""
 
     id: str
     """``<id of the sample>#<what is asked>``, unique within a task."""
@@ -37,6 +37,13 @@ class Query:
     forms: tuple[str, ...] = ()
     """Where a probability is wanted: the spellings of one answer, whose probabilities as first token are summed."""
     max_new_tokens: int = 16
+    before: tuple[Pixels, ...] = ()
+    """Pictures that are shown ahead of it, such as the source of an edit."""
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The pictures, and then the question."""
+        return (*(ImageIn(picture) for picture in (*self.before, self.image)), Text(self.question))
 
 
 @dataclass(frozen=True)
@@ -108,10 +115,7 @@ class ContenderJudge:
     def _texts(self, queries: Sequence[Query]) -> list[Answer | Failure]:
         given = {"max_new_tokens": queries[0].max_new_tokens, "temperature": 0.0}
         settings = self.contender.settings("text", given)
-        requests = [
-            Request(query.id, "text", (ImageIn(query.image), Text(query.question)), settings=settings)
-            for query in queries
-        ]
+        requests = [Request(query.id, "text", query.parts, settings=settings) for query in queries]
         outputs = self.contender.write(requests)
         _check_number(self.contender.name, len(requests), len(outputs))
         return [_as_answer(output) for output in outputs]
@@ -119,10 +123,7 @@ class ContenderJudge:
     def _probabilities(self, queries: Sequence[Query]) -> list[Answer | Failure]:
         if isinstance(self.contender, WithFirstTokens):
             settings = self.contender.settings("text", {"temperature": 0.0})
-            requests = [
-                Request(query.id, "text", (ImageIn(query.image), Text(query.question)), settings=settings)
-                for query in queries
-            ]
+            requests = [Request(query.id, "text", query.parts, settings=settings) for query in queries]
             tokens = self.contender.first_tokens(requests)
             _check_number(self.contender.name, len(requests), len(tokens))
             return [
@@ -138,7 +139,7 @@ class ContenderJudge:
         requests = []
         for query in queries:
             choices = tuple(dict.fromkeys(form.strip() for form in query.forms))
-            parts = (ImageIn(query.image), Text(query.question))
+            parts = query.parts
             requests.append(Request(query.id, "log_likelihood", parts, settings=settings, choices=choices))
         outputs = self.contender.log_likelihood(requests)
         _check_number(self.contender.name, len(requests), len(outputs))

@@ -56,6 +56,10 @@ EXPLAINED = {
     "hpsv2": ("HPSv2", "How well people would like the pictures, as a reward model has it: 100 times a cosine."),
     "hpsv3": ("HPSv3", "How well people would like the pictures, as a reward model has it."),
     "image-reward": ("ImageReward", "How well people would like the pictures, as a reward model has it."),
+    "imgedit": ("ImgEdit", "Edits of nine types, the mean of three marks by a judge, in fifths of the highest mark."),
+    "gedit-en": ("GEdit (English)", "Edits marked by a judge for what was done and how it looks, in tenths."),
+    "gedit-cn": ("GEdit (Chinese)", "Edits marked by a judge for what was done and how it looks, in tenths."),
+    "rise": ("RISEBench", "Share of edits that a judge finds right in every respect that applies."),
     "geneval": ("GenEval", "Share of pictures that GenEval's rules accept on what a detector found in them."),
     "retrieval": (
         "Retrieval",

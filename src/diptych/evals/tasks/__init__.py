@@ -17,13 +17,16 @@ from diptych.evals.tasks.doundo_official import DoUndoOfficial, read_annotations
 from diptych.evals.tasks.dpg import OFFICIAL_SAMPLES as DPG_SAMPLES
 from diptych.evals.tasks.dpg import dpg_task
 from diptych.evals.tasks.dpg_scenes import dense_scenes
+from diptych.evals.tasks.gedit import Language, gedit_task
 from diptych.evals.tasks.geneval import OFFICIAL_SAMPLES, Detector, file_revision, geneval_task, twin_task
 from diptych.evals.tasks.geneval2 import AtomScores, geneval2_task
 from diptych.evals.tasks.gsi import SpatialCompliance
 from diptych.evals.tasks.gsi_official import SpatialOfficial, read_queries
+from diptych.evals.tasks.imgedit import imgedit_task
 from diptych.evals.tasks.mjhq import mjhq_task
 from diptych.evals.tasks.official_results import DoUndoResults, SpatialResults
 from diptych.evals.tasks.preferences import Preference, preference_task
+from diptych.evals.tasks.rise import rise_task
 from diptych.evals.tasks.scenes import Editing, MultiReference, Questions
 from diptych.evals.tasks.t2i_compbench import OFFICIAL_SAMPLES as COMPBENCH_SAMPLES
 from diptych.evals.tasks.t2i_compbench import CompResults, compbench_task
@@ -56,6 +59,8 @@ class TaskOptions:
     """The same prompts in other words."""
     images: str = ""
     """Folder of pictures, where the benchmark has one."""
+    include_path: str = ""
+    """Folder of further tasks of lmms-eval."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -191,6 +196,42 @@ def _mjhq(options: TaskOptions, judge: Judge | None) -> Task:
     return mjhq_task(options.prompts, num_per_category=options.num_per_category, seed=options.seed)
 
 
+def _imgedit(options: TaskOptions, judge: Judge | None) -> Task:
+    if not options.prompts or not options.images:
+        raise ValueError(
+            "imgedit needs its edits and pictures: give --prompts basic_edit.json or the folder Benchmark/Basic of "
+            "ImgEdit's repository, and --images the original pictures."
+        )
+    return imgedit_task(options.prompts, options.images, **_of_edits(options, judge))
+
+
+def _rise(options: TaskOptions, judge: Judge | None) -> Task:
+    if not options.prompts or not options.images:
+        raise ValueError(
+            "rise needs its edits and pictures: give --prompts data_total.json and --images the folder data, both of "
+            "RISEBench."
+        )
+    return rise_task(options.prompts, options.images, **_of_edits(options, judge))
+
+
+def _gedit(language: Language) -> Builder:
+    def build(options: TaskOptions, judge: Judge | None) -> Task:
+        if not options.images:
+            raise ValueError(f"gedit-{language} needs its data set: give --images a folder of GEdit-Bench's parquets.")
+        return gedit_task(options.images, language, **_of_edits(options, judge))
+
+    return build
+
+
+def _of_edits(options: TaskOptions, judge: Judge | None) -> dict[str, Any]:
+    """What all benchmarks of judged edits take."""
+    return {
+        "examiner": judge if isinstance(judge, VisionJudge) else None,
+        "num_per_category": options.num_per_category,
+        "seed": options.seed,
+    }
+
+
 def _doundo_official(options: TaskOptions, judge: Judge | None) -> Task:
     if not options.prompts or not options.images:
         raise ValueError(
@@ -276,7 +317,7 @@ TASKS: dict[str, TaskEntry] = {
         "GenEval itself: 553 prompts about photographs, four pictures each",
         ("text_to_image",),
         _geneval,
-        files="--prompts evaluation_metadata.jsonl; --detections FILE or --detector GRAPH to judge",
+        files="--prompts evaluation_metadata.jsonl; --detections FILE or --detector WHICH to judge",
         has_splits=False,
     ),
     "dpg-official": TaskEntry(
@@ -342,6 +383,34 @@ TASKS: dict[str, TaskEntry] = {
         files="--prompts meta_data.json, --export DIR",
         has_splits=False,
     ),
+    "imgedit": TaskEntry(
+        "ImgEdit-Bench, the basic suite: 737 edits of nine types, three marks each",
+        ("image_edit",),
+        _imgedit,
+        files="--prompts basic_edit.json, --images DIR; --judge JUDGE or result.json, or --export DIR",
+        has_splits=False,
+    ),
+    "gedit-en": TaskEntry(
+        "GEdit-Bench in English: edits that people asked for, sqrt(SC * PQ)",
+        ("image_edit",),
+        _gedit("en"),
+        files="--images DATASET; --judge JUDGE or the folder of *_gpt_score.csv, or --export DIR",
+        has_splits=False,
+    ),
+    "gedit-cn": TaskEntry(
+        "GEdit-Bench in Chinese",
+        ("image_edit",),
+        _gedit("cn"),
+        files="--images DATASET; --judge JUDGE or the folder of *_gpt_score.csv, or --export DIR",
+        has_splits=False,
+    ),
+    "rise": TaskEntry(
+        "RISEBench: 360 edits that need reasoning; right in every respect, or not",
+        ("image_edit",),
+        _rise,
+        files="--prompts data_total.json, --images DIR; --judge JUDGE or the script's answers, or --export DIR",
+        has_splits=False,
+    ),
     "do-undo-official": TaskEntry(
         "Do-Undo Bench itself: actions in kitchens, done and undone",
         ("image_edit",),
@@ -382,6 +451,25 @@ def build_task(name: str, options: TaskOptions, judge: Judge | None = None) -> T
     Raises:
         ValueError: no such benchmark, or one of its files is wrong.
     """
+    return task_entry(name).build(options, judge)
+
+
+def task_entry(name: str) -> TaskEntry:
+    """What is known of a benchmark; ``lmms:TASK`` is one of lmms-eval.
+
+    Raises:
+        ValueError: no such benchmark.
+    """
+    if name.startswith("lmms:"):
+        return TaskEntry("a task of lmms-eval", ("image_to_text",), _of_lmms(name), has_splits=False)
     if name not in TASKS:
         raise ValueError(f"there is no benchmark {name!r}. Known: {', '.join(TASKS)}.")
-    return TASKS[name].build(options, judge)
+    return TASKS[name]
+
+
+def _of_lmms(name: str) -> Builder:
+    from diptych.evals.lmms.imported import PREFIX, LmmsTask
+
+    return lambda options, _: LmmsTask(
+        task=name.removeprefix(PREFIX), include_path=options.include_path, number=options.num_per_category
+    )

@@ -50,6 +50,16 @@ class Detector(Protocol):
         ...
 
 
+@runtime_checkable
+class WithRules(Protocol):
+    """A detector whose confidences mean something else than those of GenEval's own."""
+
+    @property
+    def rules(self) -> RuleSettings | None:
+        """The thresholds under which the rules are to read it; None for GenEval's."""
+        ...
+
+
 class SceneParser:
     """The reader of the built-in world as a detector."""
 
@@ -159,7 +169,7 @@ class GenEval:
     def unready(self) -> str:
         if self.detector is not None:
             return ""
-        return f"{self.name} needs a detector to judge its pictures: give --detections FILE or --detector GRAPH"
+        return f"{self.name} needs a detector to judge its pictures: give --detections FILE or --detector WHICH"
 
     def judge(self, requests: Sequence[Request], outputs: Sequence[Output]) -> list[Verdict]:
         if self.detector is None:
@@ -207,8 +217,11 @@ class GenEval:
 def judge_detections(
     metadata: Metadata, detections: Sequence[Detection], rules: RuleSettings = OFFICIAL_RULES
 ) -> Verdict:
-    """``{"correct", "reason"}`` of one picture; under ``OFFICIAL_RULES`` to the last bit as the official scorer."""
-    relations = official_relations if rules == OFFICIAL_RULES else None
+    """``{"correct", "reason"}`` of one picture; under ``OFFICIAL_RULES`` to the last bit as the official scorer.
+
+    Under ``GENEVAL_RULES``, those of the twin, positions are computed in float64.
+    """
+    relations = None if rules == GENEVAL_RULES else official_relations
     verdict = evaluate_metadata(metadata, detections, settings=rules, relations=relations)
     return {"correct": verdict.correct, "reason": verdict.reason}
 
@@ -288,7 +301,7 @@ def geneval_task(
         detector=detector,
         samples=samples,
         seed=seed,
-        rules=OFFICIAL_RULES,
+        rules=(detector.rules if isinstance(detector, WithRules) else None) or OFFICIAL_RULES,
         rewritten=tuple(wordings[index] for index in chosen) if wordings else (),
         rewriter="" if rewritten is None else file_revision(rewritten),
         source={"prompts": file_revision(prompts), "num_per_category": num_per_category},
