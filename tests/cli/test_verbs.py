@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from diptych.cli.demo import learnt_tasks
-from diptych.cli.evaluate import _NEEDS, SPLITS, TASKS
 from diptych.cli.main import main
+from diptych.cli.scene_scores import NEEDS, SPLITS, TASKS
 from diptych.data.picture_files import read_contact_sheet, read_png_metadata, save_png
 from diptych.evals import scenes
 from diptych.evals.run_cost import read_cost
@@ -187,7 +187,7 @@ def test_evaluate_writes_scores_and_report(model_folder: Path, tmp_path: Path, c
 
 def test_the_tasks_that_evaluate_names_are_those_there_are():
     assert tuple(scenes.SCENE_TASKS) == TASKS
-    assert scenes._NEEDS == _NEEDS
+    assert scenes._NEEDS == NEEDS
     assert set(SPLITS) == set(split.SPLITS)
 
 

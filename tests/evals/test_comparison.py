@@ -11,7 +11,7 @@ from diptych.evals.comparison_report import Comparison, comparison_json, compari
 from diptych.evals.diversity import diversity, mean_over_seeds, pairwise_distances, student_quantile
 from diptych.evals.report import render_report
 from diptych.evals.report_data import Table
-from diptych.evals.run_cost import RunCost, StageCost, read_cost, read_losses
+from diptych.evals.run_cost import RunCost, StageCost, read_cost, read_losses, seconds_per_step
 from diptych.scenes.scores import Score, ScoreTable
 
 
@@ -127,6 +127,17 @@ def test_a_runs_cost_is_read_from_its_folder(tmp_path):
         "text": [(50, 1.0), (60, 1.0)],
         "flow": [(70, 1.0), (80, 1.0)],
     }
+
+
+def test_a_step_is_timed_once_the_first_ones_have_warmed_up(tmp_path):
+    def log(stage, times):
+        return [json.dumps({"event": "train", "stage": stage, "seconds_per_step": t}) + "\n" for t in times]
+
+    (tmp_path / "metrics.jsonl").write_text("".join([*log("one", [9, 5, 1, 1.5, 4]), *log("two", [3, 2])]))
+    assert seconds_per_step(tmp_path) == {"one": 1.5, "two": 2}
+    (tmp_path / "metrics.jsonl").write_text("".join(log("one", [9])))
+    with pytest.raises(ValueError, match="stage 'one' has logged once; log every step of two or more"):
+        seconds_per_step(tmp_path)
 
 
 @pytest.fixture

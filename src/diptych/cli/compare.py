@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.cli.evaluate import TASKS, chosen_names
 from diptych.cli.main import INTERRUPTED
 from diptych.cli.models import writable_folder
 from diptych.cli.parser import Parser, whole_number
+from diptych.cli.scene_scores import TASKS, chosen_names
 
 if TYPE_CHECKING:
     from diptych.cli.compare_cells import Outcome

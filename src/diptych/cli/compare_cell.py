@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from diptych.cli.compare_plan import Scoring, has_own_scorers, read_cell_recipe, read_scoring
 from diptych.cli.demo import learnt_tasks
-from diptych.cli.evaluate import _NEEDS as NEEDS
-from diptych.cli.evaluate import Scored, score_model
 from diptych.cli.main import INTERRUPTED, USER_ERROR, explain
+from diptych.cli.scene_scores import NEEDS, Scored, score_model
 from diptych.cli.train import train_recipe
 from diptych.evals.comparison import CELL_FILE, FORMAT_VERSION
 from diptych.evals.run_cost import read_cost, seconds_per_step

@@ -128,9 +128,9 @@ def read_scoring(folder: Path) -> Scoring:
     return Scoring(**values)
 
 
-def measuring_recipe(recipe: Recipe[Any], seed: int) -> Recipe[Any]:
+def measuring_recipe(recipe: Recipe[Any], seed: int, num_steps: int = NUM_MEASURED_STEPS) -> Recipe[Any]:
     """A few steps of every stage, to learn what one costs."""
-    stages = {name: replace(stage, num_steps=NUM_MEASURED_STEPS) for name, stage in recipe.stages.items()}
+    stages = {name: replace(stage, num_steps=num_steps) for name, stage in recipe.stages.items()}
     quiet = replace(recipe.logging, every_steps=1, sample_every=-1, trackers=(), cost=True)
     return replace(recipe, stages=stages, seed=seed, evaluation=EvaluationConfig(), logging=quiet)
 

@@ -13,11 +13,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diptych.cli.evaluate import TASKS, Scored, chosen_names, score_model
 from diptych.cli.main import INTERRUPTED
 from diptych.cli.models import DEFAULT_MODEL, load_model, model_record, writable_folder
 from diptych.cli.parser import Parser, positive_number, whole_number
 from diptych.cli.processes import default_processes, on_gpu, train_in_processes
+from diptych.cli.scene_scores import TASKS, Scored, chosen_names, score_model
 from diptych.cli.train import train_recipe
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ EXAMPLES = """\
   diptych demo --recipe blip3o:tiny"""
 
 DEMO_RECIPE = "blip3o:demo"
+NUM_TIMED_STEPS = 20
+"""Of every stage, before the training; the first half warms up."""
 DEMO_MINUTES = 8
 """The training then leaves a few minutes of a quarter of an hour for set-up and scores, however fast the machine is."""
 
@@ -204,7 +206,7 @@ def within_minutes(
 
     folder.mkdir(parents=True)
     recipe_file = folder / "recipe.json"
-    recipe_file.write_text(to_json(measuring_recipe(recipe, recipe.seed)))
+    recipe_file.write_text(to_json(measuring_recipe(recipe, recipe.seed, NUM_TIMED_STEPS)))
     count = arguments.processes or default_processes(arguments.device)
     code = train_in_processes(recipe_file, folder / "run", count, is_quiet=True)
     if code:

@@ -5,26 +5,22 @@ import shlex
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diptych.cli.contenders import ContenderSpec, contender_record
+from diptych.cli.judges import chosen_judge
 from diptych.cli.models import add_device_options, writable_folder
 from diptych.cli.parser import Parser, picture_size, whole_number
+from diptych.cli.scene_scores import SPLITS, TASKS, chosen_names, progress_bars
 
 if TYPE_CHECKING:
     from diptych.evals.harness import OpenContender, Run
     from diptych.evals.manifest import EvaluationFolder
-    from diptych.evals.produce import Progress
-    from diptych.evals.scenes import Sample
     from diptych.evals.score import TaskResult
-    from diptych.evals.tasks import Judge
     from diptych.scenes.scores import ScoreTable
-    from diptych.unified import UnifiedModel
 
 DESCRIPTION = """\
 Measures a model in two phases. The first makes everything that the tasks ask for and keeps it in a folder; the second
@@ -43,24 +39,6 @@ EXAMPLES = """\
   diptych evaluate runs/mine --on geneval-official --prompts evaluation_metadata.jsonl --phase produce
   diptych evaluate scores-mine --phase score --detections found.jsonl
   diptych evaluate --list"""
-
-TASKS = ("geneval", "questions", "editing", "multi-reference")
-SPLITS = ("test", "novel", "train")
-_NEEDS = {
-    "geneval": "text_to_image",
-    "questions": "image_to_text",
-    "editing": "image_edit",
-    "multi-reference": "image_edit",
-}
-
-
-@dataclass(frozen=True)
-class Scored:
-    """An evaluation over several splits; ``samples`` are those of the first."""
-
-    tables: tuple["ScoreTable", ...]
-    samples: tuple["Sample", ...]
-    seconds: float
 
 
 def add_arguments(parser: Parser) -> None:
@@ -371,101 +349,6 @@ def in_order(own: Sequence["ScoreTable"], references: Sequence["ScoreTable"]) ->
     ]
 
 
-def chosen_judge(arguments: Namespace) -> "Judge | None":
-    """What judges the pictures of an official benchmark."""
-    given = [name for name in ("detections", "detector", "judge", "verdicts") if getattr(arguments, name)]
-    if len(given) > 1:
-        raise ValueError(f"give --{given[0]} or --{given[1]}, not both: one of them judges.")
-    if arguments.detections:
-        from diptych.evals.tasks.detections_file import read_detections
-
-        return read_detections(arguments.detections)
-    if arguments.detector:
-        return chosen_detector(arguments.detector, arguments.device)
-    if arguments.judge:
-        from diptych.cli.judges import open_judge
-
-        return open_judge(arguments.judge, arguments.device, arguments.dtype)
-    if arguments.verdicts:
-        from diptych.cli.judges import open_verdicts
-
-        return open_verdicts(arguments.verdicts)
-    return None
-
-
-def chosen_detector(text: str, device: str) -> "Judge":
-    """A YOLOX network from a file, or ``KIND=FOLDER_OR_ID``."""
-    import torch
-
-    from diptych.interop.hf_detectors import is_detector_spelling, load_detector
-    from diptych.interop.yolox import load_yolox
-
-    if not is_detector_spelling(text):
-        return load_yolox(text)
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    return load_detector(text, found if device == "auto" else device)
-
-
-@contextmanager
-def progress_bars(name: str) -> Iterator["Progress"]:
-    """Bars on stderr with the time left, one a task; nothing where it is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    shown: dict[str, Any] = {}
-    with Bars(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bars:
-
-        def report(label: str, done: int, total: int) -> None:
-            if label not in shown:
-                # The rest is what the estimate is about: samples that were there took no time.
-                shown[label] = bars.add_task(f"{name}: {label}", total=total, completed=done)
-            bars.update(shown[label], completed=done)
-
-        yield report
-
-
-def score_model(
-    model: "UnifiedModel",
-    tasks: Sequence[str],
-    splits: Sequence[str] = ("test",),
-    *,
-    num_per_category: int = 60,
-    seed: int = 0,
-    contender: str = "model",
-    batch_size: int = 64,
-    references: bool = True,
-) -> Scored:
-    """Runs the benchmarks on each split, with progress on stderr. Benchmarks of a later split carry its name."""
-    from diptych.evals.scenes import evaluate_scenes
-
-    started = time.perf_counter()
-    tables: list[ScoreTable] = []
-    samples: tuple[Sample, ...] = ()
-    with progress_bars(contender) as bars:
-        for split in splits:
-
-            def report(task: str, done: int, total: int, split: str = split) -> None:
-                bars(f"{task}, {split}", done, total)
-
-            result = evaluate_scenes(
-                model,
-                tasks,
-                num_per_category,
-                split,  # type: ignore[arg-type]
-                seed,
-                contender,
-                batch_size,
-                references,
-                progress=report,
-            )
-            suffix = "" if split == splits[0] else f" ({split})"
-            tables += [replace(table, benchmark=table.benchmark + suffix) for table in result.tables]
-            samples = samples or result.samples
-    return Scored(tuple(tables), samples, time.perf_counter() - started)
-
-
 def evaluation_report(
     folder: "EvaluationFolder",
     run: Mapping[str, Any],
@@ -517,18 +400,3 @@ def evaluation_report(
             FileLink(path="manifest.jsonl", detail="a row for every sample"),
         ),
     )
-
-
-def chosen_names(text: str | None, known: Sequence[str], option: str) -> list[str]:
-    """The comma-separated names of an option; ``all`` and ``scenes`` mean all of them.
-
-    Raises:
-        ValueError: an unknown name, with the nearest known one.
-    """
-    from diptych.train.nearest import nearest
-
-    names = [name.strip() for name in (text or "").split(",") if name.strip()]
-    for name in names:
-        if name not in known and name not in ("all", "scenes"):
-            raise ValueError(f"{option}: there is no {name!r}. {nearest(name, known, count=1)}")
-    return list(known) if {"all", "scenes"} & set(names) else list(dict.fromkeys(names))

@@ -1,6 +1,7 @@
-"""What ``--judge`` and ``--verdicts`` take: models, servers and files that judge pictures."""
+"""What judges pictures: ``--detections``, ``--detector``, ``--judge`` and ``--verdicts``."""
 
 import re
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,37 @@ if TYPE_CHECKING:
 
 SCENES = "scenes"
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
+
+def chosen_judge(arguments: Namespace) -> "Judge | None":
+    """What judges the pictures of an official benchmark."""
+    given = [name for name in ("detections", "detector", "judge", "verdicts") if getattr(arguments, name)]
+    if len(given) > 1:
+        raise ValueError(f"give --{given[0]} or --{given[1]}, not both: one of them judges.")
+    if arguments.detections:
+        from diptych.evals.tasks.detections_file import read_detections
+
+        return read_detections(arguments.detections)
+    if arguments.detector:
+        return chosen_detector(arguments.detector, arguments.device)
+    if arguments.judge:
+        return open_judge(arguments.judge, arguments.device, arguments.dtype)
+    if arguments.verdicts:
+        return open_verdicts(arguments.verdicts)
+    return None
+
+
+def chosen_detector(text: str, device: str) -> "Judge":
+    """A YOLOX network from a file, or ``KIND=FOLDER_OR_ID``."""
+    import torch
+
+    from diptych.interop.hf_detectors import is_detector_spelling, load_detector
+    from diptych.interop.yolox import load_yolox
+
+    if not is_detector_spelling(text):
+        return load_yolox(text)
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_detector(text, found if device == "auto" else device)
 
 
 def open_judge(text: str, device: str, dtype: str) -> "VisionJudge | RewardModel":

@@ -102,7 +102,7 @@ def read_cost(run_dir: str | Path) -> RunCost:
 
 
 def seconds_per_step(run_dir: str | Path) -> dict[str, float]:
-    """By stage: the median over the log of a short run, without each stage's first line, which holds its start.
+    """By stage: the median over the second half of the log of a short run, since the first steps are slower.
 
     Raises:
         ValueError: a stage has logged but one line.
@@ -110,10 +110,10 @@ def seconds_per_step(run_dir: str | Path) -> dict[str, float]:
     lines = [line for line in read_metrics(Path(run_dir) / "metrics.jsonl") if line["event"] == "train"]
     found = {}
     for stage in dict.fromkeys(line["stage"] for line in lines):
-        later = [line["seconds_per_step"] for line in lines if line["stage"] == stage][1:]
-        if not later:
+        own = [line["seconds_per_step"] for line in lines if line["stage"] == stage]
+        if len(own) < 2:
             raise ValueError(f"{run_dir}: stage {stage!r} has logged once; log every step of two or more to time it.")
-        found[stage] = median(later)
+        found[stage] = median(own[len(own) // 2 :])
     return found
 
 
