@@ -131,7 +131,8 @@ def test_a_runs_cost_is_read_from_its_folder(tmp_path):
 
 def test_a_step_is_timed_once_the_first_ones_have_warmed_up(tmp_path):
     def log(stage, times):
-        return [json.dumps({"event": "train", "stage": stage, "seconds_per_step": t}) + "\n" for t in times]
+        line = {"event": "train", "step": 1, "stage": stage}
+        return [json.dumps({**line, "seconds_per_step": each}) + "\n" for each in times]
 
     (tmp_path / "metrics.jsonl").write_text("".join([*log("one", [9, 5, 1, 1.5, 4]), *log("two", [3, 2])]))
     assert seconds_per_step(tmp_path) == {"one": 1.5, "two": 2}
