@@ -41,8 +41,6 @@ class DenseGraph:
 
     Attributes:
         examiner: what looks at the pictures; None as long as nothing is judged.
-        is_exact: only the answer "yes" counts as yes, and every other one as no, as in the official scorer.
-        places_in_list: of each prompt in the whole list, which decides its seeds; in order if empty.
     """
 
     name: str = "dpg-official"
@@ -81,6 +79,7 @@ class DenseGraph:
 
     @property
     def is_exact(self) -> bool:
+        """Only the answer "yes" counts as yes, and every other one as no, as in the official scorer."""
         return self.examiner is not None and self.examiner.record().get("name") == OFFICIAL_JUDGE
 
     def judge_record(self) -> dict[str, Any]:
