@@ -48,13 +48,13 @@ def chosen_detector(text: str, device: str) -> "Judge":
 
 
 def open_judge(text: str, device: str, dtype: str) -> "VisionJudge | RewardModel":
-    """
+    """The judge that ``--judge`` names.
+
     Args:
-        text: ``scenes``, ``URL#NAME`` of a server, a model of diptych, ``transformers:NAME``, a file of
-            answers (``.jsonl``), or what
-            a scorer wrote: DPG-Bench's ``*_detail.txt``, WISE's ``.jsonl`` with ``prompt_id`` or a folder of them,
-            ImgEdit's ``result.json``, RISEBench's answers as JSON, GEdit-Bench's folder of ``*_gpt_score.csv``. A
-            reward model is ``MODULE:FUNCTION``, or a ``.jsonl`` with ``reward``.
+        text: ``scenes``, ``URL#NAME`` of a server, a model of diptych, ``transformers:NAME``, a file of answers
+            (``.jsonl``), or what a scorer wrote: DPG-Bench's ``*_detail.txt``, WISE's ``.jsonl`` with ``prompt_id`` or
+            a folder of them, ImgEdit's ``result.json``, RISEBench's answers as JSON, GEdit-Bench's folder of
+            ``*_gpt_score.csv``. A reward model is ``MODULE:FUNCTION``, or a ``.jsonl`` with ``reward``.
 
     Raises:
         FileNotFoundError: there is no such file or model.
