@@ -71,6 +71,20 @@ def add_arguments(parser: Parser) -> None:
         metavar="NAMES",
         help="of diversity and distances, by the names of diptych fd (default: pixels,scenes)",
     )
+    group.add_argument(
+        "--pictures",
+        nargs="+",
+        default=[],
+        metavar="TARS",
+        help="held-out pictures with texts, which recipes on other data than the built-in world are scored on: drawing "
+        "and naming among 20",
+    )
+    group.add_argument(
+        "--category", default="", metavar="KEY", help="of the pictures' metadata: told apart from others of the same"
+    )
+    group.add_argument(
+        "--group", default="", metavar="KEY", help="of the pictures' metadata: only one of each group counts"
+    )
 
 
 def run(arguments: Namespace) -> int:
@@ -118,6 +132,7 @@ def _compare_runs(arguments: Namespace, are_runs: list[bool]) -> int:
 def compare_recipes(recipes: "list[Recipe[Any]]", arguments: Namespace) -> int:
     """Trains and scores what is not done yet and writes the report; 1 if a cell failed, 130 if it was stopped."""
     from diptych.cli.compare_cells import default_processes
+    from diptych.cli.compare_pictures import held_out_pictures
     from diptych.cli.compare_plan import Scoring, check_folder, make_plan, sole_use
     from diptych.interop.feature_networks import load_features
     from diptych.train.budget import Budget
@@ -131,7 +146,14 @@ def compare_recipes(recipes: "list[Recipe[Any]]", arguments: Namespace) -> int:
         num_prompts=arguments.num_prompts,
         num_noises=arguments.num_noises,
         features=features,
+        pictures=tuple(arguments.pictures),
+        category=arguments.category,
+        group=arguments.group,
     )
+    if scoring.pictures:
+        held_out_pictures(scoring)  # too few or none are found before anything is trained
+    elif scoring.category or scoring.group:
+        raise ValueError("--category and --group are keys of --pictures, which are not given.")
     budget: Budget | None = None if arguments.budget is None else Budget.parse(arguments.budget)
     plan = make_plan(recipes, arguments.seeds or [0], budget, arguments.uncounted, scoring)
     folder = writable_folder(arguments.out or "runs/compare")
@@ -244,6 +266,7 @@ def _write(
         facts={
             "data": _data_fact(plan),
             "scored": f"{scoring.num_per_category} items of each category, seed {scoring.seed}",
+            **({"pictures": " ".join(scoring.pictures)} if scoring.pictures else {}),
             "device": ", ".join(dict.fromkeys(str(cell.record["device"]) for cell in cells)),
             "diptych": __version__,
             "torch": torch.__version__,

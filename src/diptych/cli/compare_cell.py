@@ -16,6 +16,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diptych.cli.compare_pictures import (
+    MIN_FOR_DISTANCE,
+    load_networks,
+    picture_distances,
+    picture_diversity,
+    save_grid,
+    score_on_pictures,
+)
 from diptych.cli.compare_plan import Scoring, has_own_scorers, read_cell_recipe, read_scoring
 from diptych.cli.demo import learnt_tasks
 from diptych.cli.main import INTERRUPTED, USER_ERROR, explain
@@ -33,8 +41,6 @@ if TYPE_CHECKING:
 
 COSTS_FILE = "costs.json"
 SECONDS_BETWEEN_LOOKS = 0.5
-MIN_FOR_DISTANCE = 20
-"""Drawings below which no Fréchet distance is computed: two to each of the ten groups of its interval."""
 REFERENCE_SEED, VALIDATION_SEED = 101, 202
 """Of the real pictures of the scored prompts: the reference of FD, and those whose distance from it is the unit."""
 
@@ -111,7 +117,8 @@ def train_and_score(folder: Path, device: str) -> int:
     else:
         model = load(run_dir, device=device)
         assert isinstance(model, UnifiedModel)
-        record |= score_unified(model, recipe, scoring, folder)
+        score = score_on_pictures if scoring.pictures else score_unified
+        record |= score(model, recipe, scoring, folder)
     record["scoring_seconds"] = round(time.perf_counter() - started, 1)
     record["device"] = _device_name(device)
     write_text(folder / CELL_FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
@@ -133,7 +140,7 @@ def score_unified(model: "UnifiedModel", recipe: "Recipe[Any]", scoring: Scoring
         "stage_scores": _overall_by_stage(stage_tables, recipe.name),
     }
     if "text_to_image" in model.capabilities:
-        networks = _networks(scoring.features, model)
+        networks = load_networks(scoring.features, model)
         record |= draw_for_grid(model, recipe, scoring, folder, networks)
         record["distances"] = distances(scored, scoring, model.images.size, networks)
     return record
@@ -142,44 +149,21 @@ def score_unified(model: "UnifiedModel", recipe: "Recipe[Any]", scoring: Scoring
 def draw_for_grid(
     model: "UnifiedModel", recipe: "Recipe[Any]", scoring: Scoring, folder: Path, networks: "dict[str, Features]"
 ) -> dict[str, Any]:
-    """The pictures of the grid, and how much those of one prompt differ, beside real ones that fit it.
-
-    Picture k of prompt i is drawn from the noise of seed ``i * num_noises + k``, the same for every model.
-    """
+    """The pictures of the grid, and how much those of one prompt differ, beside real ones that fit it."""
     import numpy as np
 
-    from diptych.data.picture_files import save_png
     from diptych.evals.scenes_report import evenly
     from diptych.scenes.draw import draw
     from diptych.scenes.twin import oracle_scenes, twin_prompts
 
     num = scoring.num_noises
     prompts = evenly(twin_prompts("test", -(-scoring.num_prompts // 6), scoring.seed), scoring.num_prompts)
-    texts = [str(prompt["prompt"]) for prompt in prompts]
-    images = model.generate_image(texts, num_images=num, seed=0)
-    for index, image in enumerate(images):
-        prompt, noise = divmod(index, num)
-        about = {"recipe": recipe.name, "training_seed": recipe.seed, "prompt": texts[prompt], "seed": index}
-        save_png(image, folder / "pictures" / f"{prompt:02d}-{noise}.png", about)
     real = [draw(oracle_scenes([prompt], 1000 * i + k)[0], model.images.size)
             for i, prompt in enumerate(prompts) for k in range(num)]  # fmt: skip
-    drawn = np.stack([np.asarray(image) for image in images])
     return {
-        "prompts": texts,
-        "num_noises": num,
-        "diversity": _diversity(drawn, networks, num),
-        "diversity_of_real": _diversity(np.stack(real), networks, num),
+        **save_grid(model, recipe, num, [str(prompt["prompt"]) for prompt in prompts], folder, networks),
+        "diversity_of_real": picture_diversity(np.stack(real), networks, num),
     }
-
-
-def _diversity(images: Any, networks: "dict[str, Features]", num_noises: int) -> dict[str, Any]:
-    from diptych.evals.diversity import diversity
-
-    found = {}
-    for name, network in networks.items():
-        rows = _rows(network, images).cpu().numpy()
-        found[name] = asdict(diversity(rows.reshape(-1, num_noises, rows.shape[1])))
-    return found
 
 
 def distances(
@@ -188,8 +172,6 @@ def distances(
     """FD of the benchmark's drawings from real pictures of the same prompts, and FDr; none of too few drawings."""
     import numpy as np
 
-    from diptych.frechet.distance import frechet_distance
-    from diptych.frechet.ratio import NUM_GROUPS, distance_estimate, fdr, merged
     from diptych.scenes.draw import draw
     from diptych.scenes.twin import oracle_scenes, twin_prompts
 
@@ -201,43 +183,7 @@ def distances(
         np.stack([draw(scene, size) for scene in oracle_scenes(prompts, seed)])
         for seed in (REFERENCE_SEED, VALIDATION_SEED)
     )
-    found = {}
-    for name, network in networks.items():
-        sides = []
-        for images in (np.stack(drawn), reference, validation):
-            rows, groups = _rows(network, images).cpu(), []
-            for group in range(NUM_GROUPS):
-                groups.append(network.new_moments())
-                groups[-1].update(rows[group::NUM_GROUPS])
-            sides.append(groups)
-        estimate = distance_estimate(sides[0], sides[1])
-        unit = frechet_distance(merged(sides[2]), merged(sides[1]))
-        found[name] = {
-            "value": estimate.value,
-            "low": min(estimate.low, estimate.value),
-            "high": estimate.high,
-            "count": len(drawn),
-            "normaliser": unit,
-            "fdr": fdr(estimate.value, unit) if unit > 0 else None,
-            "network": network.network_id,
-        }
-    return found
-
-
-def _networks(names: Sequence[str], model: "UnifiedModel") -> "dict[str, Features]":
-    from diptych.interop.feature_networks import load_features
-
-    return {name: load_features(name).to(model.device) for name in names}
-
-
-def _rows(network: "Features", images: Any) -> Any:
-    """Features of ``num height width 3`` pixels."""
-    import torch
-
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-    device = next(iter(network.parameters()), torch.empty(0)).device
-    with torch.no_grad():
-        return torch.cat([network(batch.to(device)) for batch in pixels.split(64)])
+    return picture_distances(np.stack(drawn), reference, validation, networks)
 
 
 def _stage_tables(run_dir: Path, recipe: "Recipe[Any]") -> "dict[str, list[ScoreTable]]":

@@ -37,6 +37,12 @@ class Scoring:
     """Pictures of each of these prompts."""
     features: tuple[str, ...]
     """Representations of diversity and FD, by the names of ``diptych fd``."""
+    pictures: tuple[str, ...] = ()
+    """Tars of held-out pictures with texts; empty for the built-in world."""
+    category: str = ""
+    """Key of their metadata; a picture is told apart from others of its category."""
+    group: str = ""
+    """Key of their metadata; of the pictures of one group and category only the first counts."""
     seed: int = 0
 
 
@@ -143,7 +149,7 @@ def cell_recipe(
     scaled = within_budget(recipe, plan.budget, step_costs, plan.uncounted)
     evaluation = recipe.evaluation
     if not has_own_scorers(recipe):
-        asks = "questions" in plan.scoring.tasks and learns_text(recipe)
+        asks = "questions" in plan.scoring.tasks and learns_text(recipe) and not plan.scoring.pictures
         evaluation = EvaluationConfig(
             scorers=("questions",) if asks else (),
             num_prompts=plan.scoring.num_per_category,

@@ -159,14 +159,17 @@ def _diversity_table(comparison: Comparison) -> Table | None:
     if not rows:
         return None
     first = next(cell for cell in comparison.cells if cell.diversity)
-    rows.append(("real pictures", *(_estimate(first.diversity_of_real.get(name)) for name in names)))
+    real = ""
+    if first.diversity_of_real:
+        rows.append(("real pictures", *(_estimate(first.diversity_of_real.get(name)) for name in names)))
+        real = "Real pictures fit the prompts and vary in all that they leave open. "
     return Table(
         title="Diversity",
         columns=tuple(names),
         rows=tuple(rows),
         note=f"Mean over {len(first.prompts)} prompts of the mean Euclidean distance between the features of two of "
-        f"the {first.num_noises} pictures of one prompt, drawn from different noise. Real pictures fit the prompts and "
-        "vary in all that they leave open; a model that ignores its prompt can have more.",
+        f"the {first.num_noises} pictures of one prompt, drawn from different noise. {real}A model that ignores its "
+        "prompt can have more.",
     )
 
 
@@ -188,9 +191,9 @@ def _distance_table(comparison: Comparison) -> Table | None:
         title="Fréchet distance",
         columns=(*(title for name in names for title in (f"FD {name}", f"FDr {name}")), f"FDr^{len(names)}"),
         rows=tuple(rows),
-        note=f"Of the {count} scored drawings from as many real pictures of the same prompts; less is better. FDr is "
-        "in units of the distance between two such sets of real pictures: 1 is what real pictures have. Distances of "
-        "so few pictures are biased upwards, alike for all rows.",
+        note=f"Of the {count} scored drawings from real pictures; less is better. FDr is in units of the distance "
+        "from those of as many real pictures that fit the same prompts: 1 is what real pictures have. Distances of so "
+        "few pictures are biased upwards, alike for all rows.",
     )
 
 

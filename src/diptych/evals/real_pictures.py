@@ -149,7 +149,32 @@ def score_drawings(
     contender: str = "model",
     **drawing: Any,
 ) -> tuple[list[ScoreTable], list[NDArray[np.uint8]]]:
-    """Share of drawn pictures whose nearest real picture (cosine) is the right one; also the drawn pictures.
+    """Draws the last picture of every example from what precedes it, and scores it by `score_drawn`; also the pictures.
+
+    Args:
+        drawing: settings of ``generate_image``. The rest is as for `score_drawn`.
+
+    Raises:
+        ValueError: a category has too few examples for ``num_candidates``.
+    """
+    candidates = (num_candidates, seed, category, group)
+    drawn = [np.asarray(image) for image in model.generate_image([list(e.parts[:-1]) for e in examples], **drawing)]
+    return score_drawn(model, examples, drawn, features, benchmark, *candidates, contender), drawn
+
+
+def score_drawn(
+    model: UnifiedModel,
+    examples: Sequence[Example],
+    drawn: Sequence[ImageLike],
+    features: PictureFeatures,
+    benchmark: str,
+    num_candidates: int = 20,
+    seed: int = 0,
+    category: Callable[[Example], str] = lambda example: "all",
+    group: Callable[[Example], Hashable] | None = None,
+    contender: str = "model",
+) -> list[ScoreTable]:
+    """Share of drawn pictures whose nearest real picture (cosine) is the right one.
 
     The candidates are the right picture, the picture that is edited (if there is one) and others drawn from the
     examples of the same category and another group. Rows beside the model: ``autoencoder`` (the right picture through
@@ -157,15 +182,14 @@ def score_drawings(
 
     Args:
         examples: each ends in the picture to be drawn; what precedes it is the request.
+        drawn: what the model drew for each.
         group: pictures of one group are too alike to tell apart (variants of one thing).
-        drawing: settings of ``generate_image``.
 
     Raises:
         ValueError: a category has too few examples for ``num_candidates``.
     """
     targets = [_picture(example.parts[-1]) for example in examples]
     sources = [next((_picture(p) for p in example.parts if isinstance(p, ImageIn)), None) for example in examples]
-    drawn = [np.asarray(image) for image in model.generate_image([list(e.parts[:-1]) for e in examples], **drawing)]
     real = F.normalize(features(targets))
     rows = {
         contender: F.normalize(features(drawn)),
@@ -186,7 +210,7 @@ def score_drawings(
             details["nearer_than_input"] = float(nearer.float().mean())
         tables.append(score_table(benchmark, name, categories, [rank == 1 for rank in ranks], details=details))
     chance = [1 / num_candidates] * len(examples)
-    return [*tables, score_table(benchmark, "chance", categories, chance)], drawn
+    return [*tables, score_table(benchmark, "chance", categories, chance)]
 
 
 @torch.inference_mode()
@@ -276,5 +300,6 @@ __all__ = [
     "encoder_features",
     "score_choices",
     "score_drawings",
+    "score_drawn",
     "through_space",
 ]
