@@ -10,8 +10,10 @@ space; another is held out. Prints FDr by population, mean and range over seeds,
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,21 +95,28 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--lr", type=float, default=5e-5)
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time, which share the cores")
     options = parser.parse_args()
     start = options.out / "start"
     tables = trained(first_stage(options.first_steps), start)
     for contender, categories in tables.items():
         print(f"{contender:24}", *(f"{space} {score['value']:8.3f}" for space, score in categories.items()), flush=True)
     before = {space: score["value"] for space, score in tables["model"].items()}
-    rows: dict[str, dict[str, Any]] = {}
-    for seed in range(options.seeds):
-        for name, (_, population) in POPULATIONS.items():
-            recipe = second_stage(start, population, seed, options.steps, options.lr)
-            found = trained(recipe, options.out / f"{name.replace(' ', '-')}-{seed}")["model"]
-            row = rows.setdefault(name, {space: [] for space in before})
+    rows: dict[str, dict[str, Any]] = {name: {space: [] for space in before} for name in POPULATIONS}
+    runs = [(name, seed) for seed in range(options.seeds) for name in POPULATIONS]
+
+    def run(name: str, seed: int) -> dict[str, Any]:
+        recipe = second_stage(start, POPULATIONS[name][1], seed, options.steps, options.lr)
+        return trained(recipe, options.out / f"{name.replace(' ', '-')}-{seed}")["model"]
+
+    if options.processes > 1:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // options.processes))
+    with ThreadPoolExecutor(options.processes) as pool:
+        for (name, seed), found in zip(runs, pool.map(run, *zip(*runs, strict=True)), strict=True):
             for space in before:
-                row[space].append(found[space]["value"])
-            print(f"{name:24}", *(f"{space} {row[space][-1]:8.3f}" for space in before), f"  seed {seed}", flush=True)
+                rows[name][space].append(found[space]["value"])
+            shown = (f"{space} {found[space]['value']:8.3f}" for space in before)
+            print(f"{name:24}", *shown, f"  seed {seed}", flush=True)
     print(f"\nmean [least, most] of {options.seeds} seeds")
     for name, row in rows.items():
         shown = (f"{space} {sum(v) / len(v):8.3f} [{min(v):.3f}, {max(v):.3f}]" for space, v in row.items())
