@@ -6,7 +6,7 @@ import pytest
 from diptych.scenes.compose import composition
 from diptych.scenes.edits import EDIT_KINDS, edit
 from diptych.scenes.layouts import layout_text, parse_layout
-from diptych.scenes.questions import TRAINING_QUESTION_KINDS, question
+from diptych.scenes.questions import DIRECTIONS, TRAINING_QUESTION_KINDS, Question, question
 from diptych.scenes.rules import RELATIONS
 from diptych.scenes.sample import sample_scene
 from diptych.scenes.thoughts import NOTHING, composition_thought, edit_thought, question_thought
@@ -46,6 +46,32 @@ def answer_from(text: str, words: list[list[list[str]]], choices: tuple[str, ...
     return "yes" if (sizes[0] > sizes[1]) == ("larger" in text) else "no"
 
 
+def check_comparison(asked: Question, words: list[list[list[str]]], beside: list[str]) -> None:
+    """What follows two readings tells the answer by whether the word of the question is in it."""
+    if len(words) < 2:
+        assert beside == []
+    elif [len(group) for group in words] != [1, 1]:
+        numbers = [str(len(group)) for group in words]
+        assert beside == [", ".join([*numbers, *(["more"] if asked.answer == "yes" else [])])]
+    else:
+        pair, told = beside
+        assert pair == ", ".join(" ".join(group[0]) for group in words)
+        facts = told.split(", ")
+        assert len(facts) == len(set(facts)) <= 5
+        if asked.text.startswith("Where is"):
+            assert [fact for fact in facts if fact in RELATIONS] == [
+                relation for relation, direction in DIRECTIONS.items() if direction == asked.answer
+            ]
+        elif asked.text.startswith("Which is"):
+            names = [mention.phrase for mention in asked.about]
+            assert asked.answer == names[0 if asked.text.split(" ")[2].strip(",") in facts else 1]
+        else:
+            known = [*RELATIONS, "larger", "smaller", "same color", "same shape", "same size", "more"]
+            (word,) = (word for word in known if f" {word} the " in asked.text or f" {word} than " in asked.text
+                       or asked.text.endswith(f" the {word}?"))  # fmt: skip
+            assert asked.answer == ("yes" if word in facts or (word == "more" and "more" in told) else "no")
+
+
 def relation_from(text: str, words: list[list[list[str]]]) -> str | None:
     """The answer to a question about a relation from the squares, where these leave no doubt."""
     (column, row), (other_column, other_row) = ((ord(o[0][0][0]), int(o[0][0][1])) for o in words)
@@ -74,8 +100,7 @@ def test_a_question_is_answered_by_the_objects_that_its_phrases_mean(kind: str) 
         parts = question_thought(scene, asked).split("; ")
         thought, beside = parts[: 2 * len(phrases)], parts[2 * len(phrases) :]
         words = looked_at(thought, phrases, layout_text(scene))
-        is_pair = [len(group) for group in words] == [1, 1]
-        assert beside == ([", ".join(" ".join(group[0]) for group in words)] if is_pair else [])
+        check_comparison(asked, words, beside)
         if kind == "place":
             assert len(words[0]) == 1
         elif kind == "relation":

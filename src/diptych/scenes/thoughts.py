@@ -2,16 +2,17 @@
 
     Is the circle left of the ring?
     circle; c2 small pink circle 1 c2, f5 large pink ring, on gray; ring; c2 small pink circle, f5 large pink ring 1 f5,
-    on gray; c2 small pink circle, f5 large pink ring
+    on gray; c2 small pink circle, f5 large pink ring; left of, above, smaller, same color
 
     make the circle blue
     circle; c2 small pink circle 1 c2, f5 large pink ring, on gray; c2 small blue circle; c2 small blue circle, f5 large
     pink ring, on gray
 
 A picture is always read in the same order, once for every phrase of the request, which is repeated before it: so
-reading and comparing with the phrase just written are two skills, learnt from every example. What follows is a step
-from words to words: two objects side by side; what an edit makes new, and the target in the order of the source, so
-that all but what is new is copied.
+reading and comparing with the phrase just written are two skills, learnt from every example. What follows are steps
+from words to words: two objects side by side and all that holds between them, so that a question is answered by looking
+for its word there; what an edit makes new, and the target in the order of the source, so that all but what is new is
+copied.
 """
 
 from collections.abc import Sequence
@@ -21,17 +22,16 @@ from diptych.scenes.edits import Edit
 from diptych.scenes.layouts import layout_text, object_text, reading_order, reading_text
 from diptych.scenes.phrases import Mention
 from diptych.scenes.questions import Question
-from diptych.scenes.scene import Scene
+from diptych.scenes.relations import relations_of
+from diptych.scenes.scene import SIZES, Scene
 
 NOTHING = "no object"
 """Stands where an edit makes nothing new."""
 
 
 def question_thought(scene: Scene, question: Question) -> str:
-    """What is seen and meant; where two objects are meant, by a phrase each, they are told side by side at the end."""
-    pair = [object_text(scene.objects[index]) for mention in question.about for index in mention.objects]
-    is_pair = [len(mention.objects) for mention in question.about] == [1, 1]
-    return "; ".join([*_looks(scene, question.about), *([", ".join(pair)] if is_pair else [])])
+    """What is seen and meant; of two phrases then how what they mean compares, the first with the second."""
+    return "; ".join([*_looks(scene, question.about), *_compared(scene, question.about)])
 
 
 def edit_thought(made: Edit) -> str:
@@ -52,6 +52,21 @@ def composition_thought(made: Composition) -> str:
     """What is seen in every reference, and the target, its objects in the order in which they are asked for."""
     target = layout_text(made.target, order=range(len(made.target.objects)))
     return "; ".join([*map(reading_text, made.references), target])
+
+
+def _compared(scene: Scene, mentions: Sequence[Mention]) -> list[str]:
+    """Two objects side by side and what holds between them; of several objects to a phrase the numbers."""
+    if len(mentions) != 2:
+        return []
+    first, second = ([scene.objects[index] for index in mention.objects] for mention in mentions)
+    if len(first) != 1 or len(second) != 1:
+        more = ["more"] if len(first) > len(second) else []
+        return [", ".join([str(len(first)), str(len(second)), *more])]
+    (item,), (other,) = first, second
+    sizes = SIZES.index(item.size) - SIZES.index(other.size)
+    facts = [*relations_of(item, other), "larger" if sizes > 0 else "smaller" if sizes else "same size"]
+    facts += [f"same {name}" for name in ("color", "shape") if getattr(item, name) == getattr(other, name)]
+    return [", ".join(map(object_text, (item, other))), ", ".join(facts)]
 
 
 def _looks(scene: Scene, mentions: Sequence[Mention]) -> list[str]:
