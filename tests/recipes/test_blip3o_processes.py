@@ -113,8 +113,10 @@ def test_two_processes_give_the_gradients_and_losses_of_one(tmp_path, sharding):
     )
     assert one.keys() == two.keys() and len(one) > 30
     gradients = max((one[name] - two[name]).abs().max().item() for name in one)
+    largest = max(value.abs().max().item() for value in one.values())
     losses = [[line["loss"] for line in train_lines(tmp_path / run)] for run in ("one", "two")]
     assert len(losses[0]) == len(losses[1]) == 20
     difference = max(abs(a - b) for a, b in zip(*losses, strict=True))
-    print(f"{sharding}: gradients differ by at most {gradients:.1e}, losses by {difference:.1e}")
-    assert gradients < 1e-6 and difference < 1e-5
+    print(f"{sharding}: gradients up to {largest:.1f} differ by at most {gradients:.1e}, losses by {difference:.1e}")
+    # The flow loss of an untrained space is about 40; float32 tells its gradients apart to a millionth of the largest.
+    assert gradients < 1e-6 * largest and difference < 1e-5
