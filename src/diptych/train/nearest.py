@@ -7,7 +7,7 @@ from difflib import get_close_matches
 def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
     """A sentence to end an error message with: the known names closest to ``name``, or all if none is close.
 
-    Names that begin with what was given, three letters or more, come first: ``--num`` is ``--num-images``, not ``--out``.
+    Names that begin with what was given come first, from three letters on: ``--num`` is ``--num-images``.
     """
     names = list(known)
     longer = [one for one in names if one.startswith(name)] if len(name.lstrip("-")) >= 3 else []
