@@ -1,6 +1,7 @@
 """The command line as a whole: light help, clear words for a user's mistakes, tracebacks for bugs only."""
 
 import errno
+import resource
 import subprocess
 import sys
 import time
@@ -36,6 +37,15 @@ def test_the_overview_names_every_verb(capsys: pytest.CaptureFixture[str]):
         text = capsys.readouterr().out
         assert text == overview()
         assert all(f"\n  {verb}" in text for verb in VERBS)
+
+
+@pytest.mark.parametrize("code", ["import diptych", "from diptych.cli.main import main; main(['--help'])"])
+def test_import_and_help_take_less_than_seven_tenths_of_a_second(code: str):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert _python(code).returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time, the interpreter's start included: what others do on the machine is not ours.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.7
 
 
 @pytest.mark.parametrize("verb", VERBS)

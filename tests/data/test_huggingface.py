@@ -1,6 +1,7 @@
 """Parquet and arrow files and saved data sets, with broken cells."""
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,29 @@ def test_saved_data_sets_and_arrow_files(tmp_path):
         HuggingFaceSource(path=str(tmp_path / "more"), split="test").build()
     arrow = next((tmp_path / "one").glob("*.arrow"))
     assert captions(HuggingFaceSource(path=str(arrow))) == EXPECTED
+
+
+def test_a_hub_id_is_a_data_set_of_the_hub(tmp_path):
+    """Here of one that was downloaded before, since the suite has no network."""
+    saved_dataset(3).to_parquet(str(tmp_path / "pets" / "train.parquet"))
+    cache = tmp_path / "hf_cache"
+    datasets.load_dataset(str(tmp_path / "pets"), split="train", cache_dir=str(cache))
+    (made,) = (file.parent for file in cache.rglob("dataset_info.json"))
+    shutil.copytree(made, cache / "someone___pets" / "default" / "0.0.0" / ("0" * 40))
+    assert captions(HuggingFaceSource(path="someone/pets")) == EXPECTED[:3]
+    with pytest.raises(ConnectionError, match="someone/else"):
+        HuggingFaceSource(path="someone/else").build()
+
+
+def test_parquet_that_is_none_is_named(tmp_path):
+    saved_dataset().to_parquet(str(tmp_path / "whole.parquet"))
+    (tmp_path / "cut.parquet").write_bytes((tmp_path / "whole.parquet").read_bytes()[:-9])
+    (tmp_path / "page.parquet").write_bytes(b"<html>")
+    for name, message in {"cut": "is cut off", "page": "is no parquet file"}.items():
+        with pytest.raises(ValueError, match=rf"{name}\.parquet {message}: .*Download or write it again"):
+            HuggingFaceSource(path=str(tmp_path / f"{name}.parquet")).build()
+    with pytest.raises(ValueError, match=r"cut\.parquet is cut off"):
+        HuggingFaceSource(path=str(tmp_path)).build()
 
 
 def test_pixels_and_tasks(tmp_path):

@@ -72,6 +72,7 @@ def test_nearest_lists_everything_when_nothing_is_close():
     assert nearest("zzz", ["alpha", "beta"]) == "Known: alpha, beta."
     assert nearest("alpah", ["alpha", "beta"]) == "Did you mean alpha?"
     assert nearest("x", []) == "There are none."
+    assert nearest("--num", ["--out", "--num-images"], count=1) == "Did you mean --num-images?"
 
 
 # --- JSON

@@ -212,6 +212,29 @@ def test_tensorboard_gets_the_figures_when_asked(tmp_path):
     ]
 
 
+def test_wandb_gets_the_figures_when_asked(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    recipe = replace(one_stage(num_steps=3), logging=LoggingConfig(every_steps=1, trackers=("wandb",)))
+    logged = []
+    init = wandb.init
+
+    def init_and_listen(*arguments, **settings):
+        run = init(*arguments, **settings)
+        log = run.log
+        monkeypatch.setattr(run, "log", lambda values, **where: (logged.append((where, values)), log(values, **where)))
+        return run
+
+    monkeypatch.setattr(wandb, "init", init_and_listen)
+    train(toy_task(recipe), recipe, tmp_path / "run", console=quiet())
+    (file,) = tmp_path.rglob("run-*.wandb")  # in the run folder, to be sent by `wandb sync`
+    assert file.stat().st_size > 100
+    assert [(where["step"], values["only/loss"]) for where, values in logged if "only/loss" in values] == [
+        (line["step"], line["loss"]) for line in metrics(tmp_path / "run")
+    ]
+
+
 def test_the_environment_can_be_written_and_names_versions():
     environment = describe_environment(2, torch.device("cpu"))
     assert json.loads(json.dumps(environment)) == environment

@@ -337,6 +337,15 @@ def test_a_description_that_fits_no_model_says_why(copy, changes, message):
         load_model(copy)
 
 
+def test_pictures_that_would_be_prepared_otherwise_are_refused(copy):
+    images = read_manifest(copy)["images"]
+    edit_manifest(copy, images={**images, "filter": "bilinear"})
+    with pytest.raises(ValueError, match=r"diptych.json: pictures would not be prepared as in training \(fingerprint"):
+        load_model(copy)
+    edit_manifest(copy, preprocessing_fingerprint=None)  # of a folder from before there were any
+    assert load_model(copy).images.filter == "bilinear"
+
+
 @pytest.mark.parametrize("text", ["[]", "3", "{}", '{"format_version": "1"}'])
 def test_another_json_file_is_recognised(copy, text):
     (copy / "diptych.json").write_text(text)

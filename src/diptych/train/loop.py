@@ -240,7 +240,10 @@ def _write_start(run: Run, manifest: dict[str, Any]) -> None:
     environment = describe_environment(run.accelerator.num_processes, run.accelerator.device)
     run.folder.add_session({**environment, "from_step": run.step, "is_sharded": run.is_sharded})
     if run.recipe.logging.trackers:
-        run.accelerator.init_trackers("diptych", config={"recipe": json.dumps(recipe_to_dict(run.recipe))})
+        config = {"recipe": json.dumps(recipe_to_dict(run.recipe))}
+        # wandb would write where the command was typed.
+        in_the_run = {"wandb": {"dir": str(run.folder.path), "name": run.folder.path.name}}
+        run.accelerator.init_trackers("diptych", config=config, init_kwargs=in_the_run)
 
 
 def _wants_sharding(sharding: str) -> bool:

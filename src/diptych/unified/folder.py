@@ -89,6 +89,7 @@ def save_model(model: UnifiedModel, path: Path, dtype: torch.dtype | None = None
         "capabilities": list(model.capabilities),
         "prompt_format": model.prompt_format.to_dict(),
         "images": asdict(model.images),
+        "preprocessing_fingerprint": model.images.fingerprint(model.encoder),
         "draw": asdict(model.draw_settings),
         "card": model.card,
     }
@@ -169,6 +170,13 @@ def load_model(path: str | Path, device: torch.device | str = "cpu", dtype: torc
     except (KeyError, TypeError, ValueError) as error:
         lacks = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{folder / MANIFEST} describes no model: {lacks.removesuffix('.')}. {_RESTORE}") from error
+    found = model.images.fingerprint(model.encoder)
+    if manifest.get("preprocessing_fingerprint", found) != found:  # the first folders have none
+        raise ValueError(
+            f"{folder / MANIFEST}: pictures would not be prepared as in training (fingerprint {found[:12]}, expected "
+            f"{manifest['preprocessing_fingerprint'][:12]}). Restore 'images' and the encoder's config. To train for "
+            "another size, start a recipe from this model's parts (--model.start-from)."
+        )
     return _cast(model, dtype).to(device).eval()
 
 

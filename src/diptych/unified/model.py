@@ -8,7 +8,7 @@ generation space decodes).
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -16,52 +16,18 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pad_sequence
 
 from diptych.data.batch import Batch, Collator, ImageGroup
-from diptych.data.example import Example, ImageOut, Part
+from diptych.data.example import Example, Part
 from diptych.data.feature_cache import FeatureCache
 from diptych.data.prompt_format import ImageRules, PromptFormat, prompt_parts
 from diptych.data.tokenizer import Tokenizer
 from diptych.flow.solvers import OnStep
 from diptych.models.backbones.protocol import BackboneOutput, Cache
-from diptych.models.preprocess import to_uint8
+from diptych.unified.drawing import conditions_of, generate_images
 from diptych.unified.offload import Stage, StagedPlacement
 from diptych.unified.settings import DrawSettings, GridTable, ImagePolicy
-from diptych.unified.tokens import draws_by_tokens, prompt_latents, sample_codes
-
-SAMPLED_AT_A_TIME = 64
-"""Images whose tokens are written together."""
-
-
-class ImageHead(Protocol):
-    """Draws features from hidden states; an ``nn.Module``."""
-
-    num_queries: int
-    full_queries: bool
-
-    def query_embeddings(self, count: int) -> Float[Tensor, "images queries dim"]:
-        """What stands at the head's positions of ``count`` images."""
-        ...
-
-    def null_condition(self, count: int) -> Float[Tensor, "images queries dim"]:
-        """What the hidden states are replaced by when the condition is dropped."""
-        ...
-
-    def draw(
-        self,
-        condition: Float[Tensor, "images queries dim"],
-        null: Float[Tensor, "images queries dim"],
-        noise: Float[Tensor, "images channels rows cols"],
-        settings: DrawSettings,
-        on_step: OnStep | None = None,
-    ) -> Float[Tensor, "images channels rows cols"]:
-        """Features of the generation space.
-
-        A head that ``sees_context`` or ``sees_text`` also takes ``mask``, ``images rows``, True where a row of the
-        condition counts; it is given where the rows of the images differ in number.
-        """
-        ...
+from diptych.unified.tokens import draws_by_tokens
 
 
 class UnifiedModel(nn.Module):
@@ -169,7 +135,12 @@ class UnifiedModel(nn.Module):
             with_text=getattr(head, "sees_text", False),
         )
 
-    def _space(self) -> Any:
+    def generation_space(self) -> Any:
+        """The part that images are drawn in.
+
+        Raises:
+            ValueError: the model has none.
+        """
         if self.autoencoder is None:
             raise ValueError("this model has no generation space: it cannot draw. `diptych info` lists its parts.")
         return self.autoencoder
@@ -182,7 +153,7 @@ class UnifiedModel(nn.Module):
         """Features of images that are looked at, before the connector."""
         self.enter_stage("read pictures")
         if self.encoder is None:
-            return self._space().encode(images)
+            return self.generation_space().encode(images)
         output = self.encoder(images)
         rows, columns = output.grid
         return output.tokens.transpose(1, 2).unflatten(2, (rows, columns))
@@ -192,7 +163,7 @@ class UnifiedModel(nn.Module):
     ) -> Float[Tensor, "images channels rows cols"]:
         """Features of images that are drawn, as the image head is to draw them."""
         self.enter_stage("render")
-        return self._space().encode(images)
+        return self.generation_space().encode(images)
 
     def group_features(self, group: ImageGroup, is_output: bool) -> Float[Tensor, "images channels rows cols"]:
         """The features of a group: those that were cached, or those of its images."""
@@ -281,59 +252,8 @@ class UnifiedModel(nn.Module):
         Raises:
             ValueError: bad settings, an empty prompt, a size the model cannot draw.
         """
-        from diptych.unified.prompts import prompt_seeds, split_batch
-        from diptych.unified.thoughts import thought_of, with_thoughts
-
-        requests = split_batch(prompts, text_batch=True)
         settings = self._settings(num_steps, guidance_scale, think)
-        if num_images < 1:
-            raise ValueError(f"num_images must be at least 1, got {num_images}.")
-        if isinstance(negative_prompt, str) and not negative_prompt.strip():
-            raise ValueError(
-                "negative_prompt is empty. Leave it out: guidance then leads away from the null condition."
-            )
-        step = (16 if self.device.type == "cpu" else 64) if batch_size == "auto" else batch_size
-        if not isinstance(step, int) or step < 1:
-            raise ValueError(f'batch_size must be "auto" or at least 1, got {batch_size!r}.')
-        height, width = self._draw_size(size)
-        seeds = [first + k for first in prompt_seeds(seed, len(requests), num_images) for k in range(num_images)]
-        shape = self._space().latent_shape(height, width)
-        order = [request for request in range(len(requests)) for _ in range(num_images)]
-        if settings.think:
-            asked = [requests[request] for request in order]
-            requests = with_thoughts(self, asked, seeds, settings.think_temperature, to_draw=True)
-            order = list(range(len(requests)))
-        if draws_by_tokens(self.image_head):  # every image has tokens of its own
-            requests, order = [requests[request] for request in order], list(range(len(order)))
-        conditions = self.condition(requests, (height, width), seeds)
-        null = None if negative_prompt is None else self.condition([prompt_parts(negative_prompt)], (height, width))[0]
-        references = self._noise_references(requests, (height, width))
-        features: dict[int, Tensor] = {}
-        for chosen in _alike([len(conditions[r]) for r in order], [references[r] is not None for r in order], step):
-            condition, mask = _padded([conditions[order[index]] for index in chosen])
-            noise = torch.stack([_noise(seeds[index], shape) for index in chosen]).to(self.device)
-            given = None if null is None else null.expand(len(condition), -1, -1)
-            beside = [latents for index in chosen if (latents := references[order[index]]) is not None]
-            found = self._draw(condition, mask, given, noise, settings, on_step, beside).to(condition.dtype)
-            features.update(zip(chosen, found, strict=True))
-        drawn = self._render(features, seeds, step)
-        for index, request in enumerate(order):
-            if (thought := thought_of(requests[request])) is not None:
-                drawn[index].info["thought"] = thought
-        return [drawn[index] for index in range(len(order))]
-
-    def _render(
-        self, features: Mapping[int, Float[Tensor, "channels rows cols"]], seeds: Sequence[int], step: int
-    ) -> dict[int, Image.Image]:
-        """Pictures of features, ``step`` at a time and only after all were drawn, so that offloaded parts move once."""
-        self.enter_stage("render")
-        drawn: dict[int, Image.Image] = {}
-        places = list(features)
-        for chosen in (places[start : start + step] for start in range(0, len(places), step)):
-            own = {"seeds": [seeds[index] for index in chosen]} if getattr(self._space(), "takes_seeds", False) else {}
-            images = self._space().decode(torch.stack([features[index] for index in chosen]), **own)
-            drawn.update(zip(chosen, _to_images(images), strict=True))
-        return drawn
+        return generate_images(self, prompts, num_images, size, settings, negative_prompt, seed, on_step, batch_size)
 
     def condition_rows(
         self, output: BackboneOutput, group: ImageGroup
@@ -366,62 +286,7 @@ class UnifiedModel(nn.Module):
         Args:
             seeds: one a prompt, for heads that sample tokens first; zeros when absent.
         """
-        if self.image_head is None:
-            raise ValueError("this model cannot draw images. `diptych info` lists what it can do.")
-        if draws_by_tokens(self.image_head):
-            return self._sampled_condition(requests, size, [0] * len(requests) if seeds is None else seeds)
-        examples = [Example((*parts, ImageOut(size=size)), key=f"prompt {i}") for i, parts in enumerate(requests)]
-        collator = self.collator()
-        if self.draw_settings.flat_positions:
-            collator = replace(collator, position_axes=1)
-        batch = collator(examples).to(self.device)
-        output = self.forward_for_drawing(batch)
-        found: dict[int, Tensor] = {}
-        for group in batch.outputs:
-            rows, mask = self.condition_rows(output, group)
-            own = rows if mask is None else [row[counts] for row, counts in zip(rows, mask, strict=True)]
-            found.update(zip(group.example_ids.tolist(), own, strict=True))
-        return [found[index] for index in range(len(requests))]
-
-    def _sampled_condition(
-        self, requests: Sequence[tuple[Part, ...]], size: tuple[int, int], seeds: Sequence[int]
-    ) -> list[Float[Tensor, "rows dim"]]:
-        head = self.image_head
-        latents = prompt_latents(self, requests, size) if head.sees_latents else [None] * len(requests)
-        found: list[Tensor] = []
-        for start in range(0, len(requests), SAMPLED_AT_A_TIME):
-            here = slice(start, start + SAMPLED_AT_A_TIME)
-            sampled = sample_codes(self, requests[here], size, seeds[here])
-            for states, own in zip(sampled.hidden_states, latents[here], strict=True):
-                found.append(head.condition(states[None], None if own is None else own[None])[0])
-        return found
-
-    def _draw(
-        self,
-        condition: Tensor,
-        mask: Tensor | None,
-        null: Tensor | None,
-        noise: Tensor,
-        settings: DrawSettings,
-        on_step: OnStep | None,
-        references: Sequence[Tensor] = (),
-    ) -> Tensor:
-        self.enter_stage("draw")
-        if null is None:
-            null = self.image_head.null_condition(len(condition))
-        own: dict[str, Any] = {} if mask is None else {"mask": mask}
-        if references:
-            own["references"] = torch.stack(list(references))
-        drawn: Tensor = self.image_head.draw(condition, null, noise, settings, on_step, **own)
-        return drawn
-
-    def _noise_references(
-        self, requests: Sequence[tuple[Part, ...]], size: tuple[int, int]
-    ) -> list[Float[Tensor, "channels rows cols"] | None]:
-        """Latents of the pictures that are edited, for heads that set them beside the noise."""
-        if not getattr(self.image_head, "references_in_noise", False):
-            return [None] * len(requests)
-        return prompt_latents(self, requests, size)
+        return conditions_of(self, requests, size, seeds)
 
     def _settings(self, num_steps: int | None, guidance_scale: float | None, think: bool | None) -> DrawSettings:
         settings = self.draw_settings
@@ -430,16 +295,6 @@ class UnifiedModel(nn.Module):
         if num_steps is not None:
             settings = replace(settings, num_steps=num_steps)
         return settings if guidance_scale is None else replace(settings, guidance_scale=guidance_scale)
-
-    def _draw_size(self, size: tuple[int, int] | int | None) -> tuple[int, int]:
-        sides = self.images.size if size is None else (size, size) if isinstance(size, int) else size
-        if len(sides) != 2:
-            raise ValueError(f"size must be one number or (height, width) in pixels, got {size!r}.")
-        height, width = sides
-        multiple = self.images.multiple
-        if height < 1 or width < 1 or height % multiple or width % multiple:
-            raise ValueError(f"size must be positive multiples of {multiple}, got {height}x{width}.")
-        return height, width
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -563,32 +418,3 @@ class UnifiedModel(nn.Module):
         }
         total = sum(p.numel() for p in self.parameters())
         return {**self.card, "capabilities": list(self.capabilities), "parts": parts, "parameters": total}
-
-
-def _alike(lengths: Sequence[int], marks: Sequence[bool], step: int) -> list[list[int]]:
-    """Indices in batches of at most ``step``: of similar length, and with the same mark."""
-    batches = []
-    for mark in (False, True):
-        own = sorted((i for i in range(len(lengths)) if marks[i] == mark), key=lambda i: lengths[i])
-        batches += [own[start : start + step] for start in range(0, len(own), step)]
-    return batches
-
-
-def _padded(
-    rows: Sequence[Float[Tensor, "_ dim"]],
-) -> tuple[Float[Tensor, "images most dim"], Bool[Tensor, "images most"] | None]:
-    """Conditions of several images, with a mask of the rows that count where they differ in number."""
-    lengths = torch.tensor([len(own) for own in rows], device=rows[0].device)
-    padded = pad_sequence(list(rows), batch_first=True)
-    mask = torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]
-    return padded, None if mask.all() else mask
-
-
-def _noise(seed: int, shape: tuple[int, int, int]) -> Float[Tensor, "channels rows cols"]:
-    """Standard normal, drawn in float32 on the CPU, so that devices agree."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _to_images(images: Float[Tensor, "images 3 height width"]) -> list[Image.Image]:
-    array = to_uint8(images.float().clamp(-1, 1), value_range=(-1, 1))
-    return [Image.fromarray(pixels) for pixels in array]

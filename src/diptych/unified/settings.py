@@ -1,7 +1,9 @@
 """Plain values that a model carries: how it draws, and how pictures are brought to its size."""
 
+import hashlib
+import json
 import math
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from jaxtyping import Float
@@ -88,6 +90,17 @@ class ImagePolicy:
             sides = size_within_pixel_budget(height, width, self.input_multiple, *self.input_pixels)
             return to_float(resize_pixels(pixels, sides, self.filter, "stretch"))
         return to_float(resize_pixels(pixels, self.size, self.filter, self.resize, self.multiple))
+
+    def fingerprint(self, encoder: Any) -> str:
+        """SHA-256 of all that decides what a network gets of a picture: this policy and the encoder's own rule."""
+        own = [_unusual(value) for value in (self, getattr(encoder, "rule", None)) if value is not None]
+        return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
+def _unusual(value: Any) -> dict[str, Any]:
+    """Fields that differ from their defaults, so that a field which is added later changes no fingerprint."""
+    given = ((field, getattr(value, field.name)) for field in fields(value))
+    return {field.name: found for field, found in given if field.default is MISSING or found != field.default}
 
 
 @dataclass(frozen=True)

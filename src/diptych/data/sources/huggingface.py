@@ -119,7 +119,7 @@ def open_dataset(config: HuggingFaceSource) -> Any:
     Raises:
         ImportError: the package is missing.
         FileNotFoundError: a local path that does not exist or holds no parquet or arrow file.
-        ValueError: a saved data set has no such split.
+        ValueError: a parquet file that is cut off or none; a saved data set that has no such split.
     """
     try:
         import datasets
@@ -131,6 +131,8 @@ def open_dataset(config: HuggingFaceSource) -> Any:
         if path.is_absolute() or path.suffix in (".parquet", ".arrow") or config.path.startswith((".", "~")):
             raise FileNotFoundError(f"HuggingFaceSource.path {config.path!r} does not exist.")
         return datasets.load_dataset(config.path, config.name or None, split=config.split, revision=config.revision)
+    for file in [path] if path.suffix == ".parquet" else sorted(path.rglob("*.parquet")):
+        _check_parquet(file)
     if path.suffix in (".parquet", ".arrow"):
         files = {config.split.split("[")[0]: [str(path)]}
         return datasets.load_dataset(path.suffix[1:], data_files=files, split=config.split)
@@ -141,6 +143,17 @@ def open_dataset(config: HuggingFaceSource) -> Any:
             str(path), split=config.split
         )  # files are told apart by their names, as on the hub
     raise FileNotFoundError(f"HuggingFaceSource.path {config.path!r} holds no .parquet or .arrow file.")
+
+
+def _check_parquet(path: Path) -> None:
+    """Refuses a file without the marks that parquet begins and ends with, by name; the library's error has none."""
+    with path.open("rb") as file:
+        first = file.read(4)
+        file.seek(max(0, path.stat().st_size - 4))
+        last = file.read(4)
+    if (first, last) != (b"PAR1", b"PAR1"):
+        what = "is cut off" if first == b"PAR1" else "is no parquet file"
+        raise ValueError(f"{path} {what}: parquet begins and ends with PAR1. Download or write it again.")
 
 
 def _load_saved(saved: Any, config: HuggingFaceSource) -> Any:
