@@ -88,7 +88,7 @@ class PromptFormat:
         return cls(**{**data, "stop": tuple(data["stop"])})
 
 
-_SPECIAL = re.compile(r"<\|[a-z_]+\|>|\[/?IMG\]|<image>")
+_SPECIAL = re.compile(r"<\|[a-z_]+\|>|\[/?IMG\]|<image>|<im_start>")
 
 
 @dataclass(frozen=True)
