@@ -22,14 +22,16 @@ def load(
     """Loads a model.
 
     Args:
-        model: a bundled model's name, a model folder, a checkpoint of a run, or a folder of BLIP3o-Model-4B or -8B.
+        model: a bundled model's name, a model folder, a checkpoint of a run, or a folder of BLIP3o-Model-4B, -8B or
+            BLIP3o-NEXT.
         device: ``auto`` is a GPU where there is one, else the CPU.
         dtype: ``float32``, ``bfloat16`` or ``auto`` (float32 on a CPU, bfloat16 on a GPU that has it).
         memory: ``offload`` keeps on the device only what the present stage runs (reading, drawing, rendering), the rest
             in main memory: the largest of them must fit instead of their sum. For inference alone.
         adapters: low-rank adapters that are added to the weights: their folder, or a run that trained them.
         released: for BLIP3-o's released folders, what `diptych.interop.blip3o.load_blip3o` takes: ``encoder_file``,
-            ``can_draw``, ``allow_unknown``, ``strict_original``.
+            ``can_draw``, ``allow_unknown``, ``strict_original``; for BLIP3o-NEXT's what
+            `diptych.interop.blip3o_next_folder.load_blip3o_next` takes.
 
     Raises:
         FileNotFoundError: no such model, or a file of it is missing; no adapters there.
@@ -38,7 +40,7 @@ def load(
     """
     import torch
 
-    from diptych.interop.blip3o_layout import is_blip3o_folder
+    from diptych.interop.released import load_released, released_kind
     from diptych.unified.folder import load_model
 
     if memory not in ("all", "offload"):
@@ -59,13 +61,14 @@ def load(
     place = "cpu" if memory == "offload" else device
     if memory == "offload" and device == "cpu":
         logger.warning("memory offload has no effect: the model runs on the CPU, where all of it is.")
-    if is_blip3o_folder(model):
-        from diptych.interop.blip3o import load_blip3o
-
+    kind = released_kind(model)
+    if kind is not None:
         offload_to = device if memory == "offload" else None
-        loaded = load_blip3o(model, place, dtypes[dtype], offload_to=offload_to, **released)
+        loaded = load_released(kind, model, place, dtypes[dtype], offload_to, released)
     elif released:
-        raise TypeError(f"{', '.join(released)}: only folders of BLIP3-o's released models take this, {model} is none.")
+        raise TypeError(
+            f"{', '.join(released)}: only folders of BLIP3-o's released models take this, {model} is none."
+        )
     else:
         loaded = load_model(model, place, dtypes[dtype])
         if memory == "offload":

@@ -90,10 +90,10 @@ def folder_fingerprint(name: str) -> str:
     Of every file it takes name, size, and the first and last mebibyte, so that a model of many gigabytes takes no time.
     The model card for people is left out.
     """
-    from diptych.interop.blip3o_layout import is_blip3o_folder
+    from diptych.interop.released import released_kind
     from diptych.unified.folder import resolve
 
-    folder = Path(name) if is_blip3o_folder(name) else resolve(name)
+    folder = Path(name) if released_kind(name) is not None else resolve(name)
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"):
         size = file.stat().st_size

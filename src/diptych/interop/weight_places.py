@@ -33,12 +33,17 @@ class Place:
 def check_keys(
     folder: Path, parts: Mapping[str, nn.Module], found: Mapping[str, Place], tensors: Mapping[str, StoredTensor]
 ) -> dict[str, Place]:
-    """The keys to be read, with their places: every weight of every part has one, of its shape.
+    """The keys to be read, with their places: every weight that a part lacks has one, of its shape.
 
     Raises:
         ValueError: a weight is missing, has no place, or another shape.
     """
-    shapes = {(name, key): value.shape for name, part in parts.items() for key, value in part.state_dict().items()}
+    shapes = {
+        (name, key): value.shape
+        for name, part in parts.items()
+        for key, value in part.state_dict().items()
+        if value.is_meta
+    }
     wanted = {key: place for key, place in found.items() if (place.part, place.name) in shapes}
     given = {(place.part, place.name) for place in wanted.values()}
     missing = [f"{part}: {name}" for part, name in shapes if (part, name) not in given]
@@ -80,3 +85,4 @@ def fill_parts(
         own = {key: place for key, place in wanted.items() if place.part == name}
         fill(part, ((own[key].name, own[key].convert(value)) for key, value in weights.stream(own)), device, dtype)
         finish(part, device)
+        part.to(device)  # what was made when the part was described
