@@ -5,6 +5,7 @@ mapped file to its place.
 """
 
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -70,7 +71,7 @@ def load_blip3o_next(
             or trained on need it; drawing does not.
         diffusion_folder: SANA's folder, whose configs describe SANA and DC-AE; None takes those of the published
             SANA1.5_1.6B_1024px unless ``diffusion_name_or_path`` is a folder.
-        can_draw: False leaves out SANA and DC-AE: a model that reads and writes text, and pictures as their codes.
+        can_draw: False leaves out all that has to do with pictures: the language model alone.
         allow_unknown: leave keys aside that the layout does not have, instead of refusing them.
         offload_to: where stages of inference run, one at a time, on the way from ``device``, the CPU.
 
@@ -95,10 +96,10 @@ def load_blip3o_next(
     if encoder_file is not None:
         parts.pop("encoder", None)
     if not can_draw:
-        parts = {name: part for name, part in parts.items() if name in ("backbone", "encoder")}
+        parts = {"backbone": parts["backbone"]}
     wanted = check_keys(folder, parts, found, weights.tensors)
     fill_parts(parts, wanted, weights, device, dtype)
-    if encoder_file is not None:
+    if encoder_file is not None and can_draw:
         parts["encoder"] = load_ta_tok(encoder_file, config["num_image_tokens"], device, dtype)
     model = _compose(parts, tokenizer, config)
     if offload_to is not None:
@@ -136,15 +137,12 @@ def load_ta_tok(
     return tower.eval()
 
 
-class _Arguments(dict[str, Any]):
-    """Stands in for the ``easydict.EasyDict`` that the file keeps TA-Tok's arguments in."""
-
-
 def _read_ta_tok(file: Path) -> dict[str, torch.Tensor]:
+    """The tensors. The arguments beside them are an ``easydict.EasyDict``, read as the dictionary that it is."""
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing. It is ta_tok.pth of csuhan/TA-Tok.")
     try:
-        with torch.serialization.safe_globals([(_Arguments, "easydict.EasyDict")]):
+        with torch.serialization.safe_globals([(OrderedDict, "easydict.EasyDict")]):
             saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         tensors = saved["model"]["sd"]
     except (*UNREADABLE, KeyError, TypeError) as error:
