@@ -16,7 +16,7 @@ _SAMPLED_BYTES = 1 << 20
 
 
 def add_model_options(parser: Parser) -> None:
-    """``--model``, ``--adapters``, ``--offload``, ``--device`` and ``--dtype``."""
+    """``--model``, ``--adapters``, ``--offload``, ``--bits``, ``--device`` and ``--dtype``."""
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -29,6 +29,12 @@ def add_model_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "--offload", action="store_true", help="keep on the GPU only what runs just then: less GPU memory, slower"
+    )
+    parser.add_argument(
+        "--bits",
+        type=int,
+        choices=(8, 4),
+        help="weights of backbone and denoiser as whole numbers of so many bits: less memory (4: on a GPU alone)",
     )
     add_device_options(parser)
 
@@ -63,6 +69,7 @@ def load_model(name: str, arguments: Namespace, capability: str | None = None) -
         dtype=arguments.dtype,
         memory="offload" if getattr(arguments, "offload", False) else "all",
         adapters=getattr(arguments, "adapters", None),
+        bits=getattr(arguments, "bits", None),
     )
     if capability is not None and capability not in model.capabilities:
         raise ValueError(
@@ -80,6 +87,7 @@ def model_record(model: "UnifiedModel", name: str) -> dict[str, Any]:
         "model_fingerprint": folder_fingerprint(name),
         "device": str(model.device),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        **({} if model.bits is None else {"bits": model.bits}),
         "versions": {"diptych": __version__, "torch": torch.__version__},
     }
 
