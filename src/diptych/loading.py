@@ -72,9 +72,7 @@ def load(
         offload_to = device if memory == "offload" else None
         loaded = load_released(kind, model, place, dtypes[dtype], offload_to, released)
     elif released:
-        raise TypeError(
-            f"{', '.join(released)}: only folders of BLIP3-o's released models take this, {model} is none."
-        )
+        raise TypeError(f"{', '.join(released)}: only folders of BLIP3-o's released models take this, {model} is none.")
     else:
         loaded = load_model(model, place, dtypes[dtype])
         if memory == "offload":

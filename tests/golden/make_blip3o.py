@@ -173,9 +173,7 @@ def record_stage1(nextdit_crossattn, inference):
     }
     for steps in (30, 7):
         generator = torch.Generator().manual_seed(steps)
-        sampled = cls.sample_images(
-            model, condition, scheduler(), generator=generator, num_inference_steps=steps
-        )
+        sampled = cls.sample_images(model, condition, scheduler(), generator=generator, num_inference_steps=steps)
         arrays[f"noise_{steps}"] = torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(steps))
         arrays[f"features_{steps}"] = sampled
         told = scheduler()

@@ -14,8 +14,9 @@ from tests.interop.blip3o_folder import QWEN_TOKENS, TEXT, write_weights
 
 NUM_CODES, WIDTH, CONDITION, TOWER_DIM, CODE_DIM = 12, 32, 20, 72, 8
 SANA = {"in_channels": 4, "out_channels": 4, "num_attention_heads": 7, "attention_head_dim": 32, "num_layers": 1,
-        "num_cross_attention_heads": 2, "cross_attention_head_dim": 112, "cross_attention_dim": 224, "mlp_ratio": 1.0,
-        "caption_channels": CONDITION, "sample_size": 32, "patch_size": 1, "qk_norm": "rms_norm_across_heads"}  # fmt: skip
+        "num_cross_attention_heads": 2, "cross_attention_head_dim": 112, "cross_attention_dim": 224,
+        "mlp_ratio": 1.0, "caption_channels": CONDITION, "sample_size": 32, "patch_size": 1,
+        "qk_norm": "rms_norm_across_heads"}  # fmt: skip
 VAE = {"latent_channels": 4, "attention_head_dim": 4, "encoder_block_types": ["ResBlock"] * 2,
        "decoder_block_types": ["ResBlock"] * 2, "encoder_block_out_channels": [4, 8],
        "decoder_block_out_channels": [4, 8], "encoder_layers_per_block": [1, 1], "decoder_layers_per_block": [1, 1],
@@ -122,7 +123,9 @@ def write_blip3o_next(
         for parameter in modules["language"].parameters():
             if parameter.ndim >= 2:
                 parameter.normal_(std=0.25)
-    weights = {key: value for key, value in modules["language"].state_dict().items() if not tied or "lm_head" not in key}
+    weights = dict(modules["language"].state_dict())
+    if tied:
+        del weights["lm_head.weight"]
     for name, module in modules.items():
         if name == "vision_tower":
             own = tower_weights(module) if with_tower else {}

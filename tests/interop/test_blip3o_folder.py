@@ -326,7 +326,7 @@ def test_other_folders_are_not_taken_for_blip3o(tmp_path, written):
     assert not is_blip3o_folder(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({**released_config(written[1]), "model_type": "qwen2_5_vl"}))
     assert not is_blip3o_folder(tmp_path)
-    with pytest.raises(ValueError, match=r"of type 'qwen2_5_vl', not of BLIP3-o .*have another layout and are not read"):
+    with pytest.raises(ValueError, match=r"of type 'qwen2_5_vl', not of BLIP3-o .*have another layout and are not r"):
         load_blip3o(tmp_path)
 
 

@@ -7,8 +7,8 @@ from diptych.cli.models import add_device_options
 from diptych.cli.parser import Parser
 
 DESCRIPTION = (
-    "Reads a released model (BLIP3o-Model-4B, -8B or BLIP3o-NEXT as downloaded) and writes it as a model folder: safetensors and "
-    "JSON, whole or not at all."
+    "Reads a released model (BLIP3o-Model-4B, -8B or BLIP3o-NEXT as downloaded) and writes it as a model folder: "
+    "safetensors and JSON, whole or not at all."
 )
 EXAMPLES = """\
   diptych convert BLIP3o-Model-4B models/blip3o-4b --dtype bfloat16

@@ -77,7 +77,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config.get("model_type") not in _MODEL_TYPES:
         raise ValueError(
             f"{folder / 'config.json'} is of a model of type {config.get('model_type')!r}, not of BLIP3-o "
-            f"({' or '.join(_MODEL_TYPES)}). Other branches than main and BLIP3o-NEXT have another layout and are not read."
+            f"({' or '.join(_MODEL_TYPES)}). Other branches than main and BLIP3o-NEXT have another layout and are not "
+            "read."
         )
     lacking = [name for name in (*_TEXT_FIELDS[:6], "vision_config", *_OWN_FIELDS) if name not in config]
     if lacking:

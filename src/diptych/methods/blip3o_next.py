@@ -49,11 +49,13 @@ from diptych.train.part_configs import (
     FeaturesConfig,
     GenerationSpaceConfig,
     GrownBackboneConfig,
+    LoraConfig,
     SanaConfig,
     TextAlignedTokenizerConfig,
     TokenizerConfig,
 )
 from diptych.unified import DrawSettings, ImagePolicy, OnStep, UnifiedModel
+from diptych.unified.start_from import take_parts
 from diptych.unified.tokens import TokenSettings, reference_latents, with_codes
 
 CONNECTOR_NORM_EPS = 1e-5
@@ -427,6 +429,10 @@ class Blip3oNextConfig:
     """Smallest 1 - t by which the error of data prediction is divided."""
     row_length: int | None = None
     """Positions of a packed row in training; None gives every example a row of its own."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Low-rank adapters on backbone and denoiser; put on what ``start_from`` has brought."""
+    start_from: dict[str, str] = field(default_factory=dict)
+    """Part -> model it is taken from, such as a released one that ``diptych convert`` wrote."""
 
     def __post_init__(self) -> None:
         twice = [name for name in self.references if self.references.count(name) > 1]
@@ -434,7 +440,7 @@ class Blip3oNextConfig:
             raise ValueError(f"model.references has {twice[0]!r} twice, got {list(self.references)}.")
 
     def build(self) -> UnifiedModel:
-        """The model with fresh weights, except for the parts whose configs load them."""
+        """The model with fresh weights, except for the parts whose configs load them and those of ``start_from``."""
         tokenizer = self.tokenizer.build()
         lacking = [name for name in self.format().special_tokens() if name not in tokenizer.special]
         tokenizer = tokenizer.with_special_tokens(lacking) if lacking else tokenizer
@@ -455,7 +461,7 @@ class Blip3oNextConfig:
             frozen_denoiser=self.frozen_denoiser,
         )
         reads_features = self.reads == "features"
-        return UnifiedModel(
+        model = UnifiedModel(
             backbone=backbone,
             tokenizer=tokenizer,
             prompt_format=self.format(),
@@ -467,6 +473,9 @@ class Blip3oNextConfig:
             autoencoder=autoencoder,
             images=self.images,
         )
+        take_parts(model, self.start_from)
+        self.lora.add({"backbone": model.backbone, "denoiser": model.image_head.denoiser})
+        return model
 
     def format(self) -> PromptFormat:
         return compact_format() if self.prompt_format == "compact" else next_format()

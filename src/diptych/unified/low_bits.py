@@ -17,7 +17,7 @@ GROUP_SIZE = 32
 
 
 def use_low_bits(model: "UnifiedModel", bits: int) -> "UnifiedModel":
-    """Makes the linear layers of backbone and denoiser whole numbers, in place. The model can then draw and write alone.
+    """Makes the linear layers of backbone and denoiser whole numbers, in place. The model can then no longer learn.
 
     Raises:
         ModuleNotFoundError: torchao is not installed.

@@ -561,8 +561,8 @@ class UnifiedModel(nn.Module):
 
         if self.bits is not None:
             raise ValueError(
-                f"a model with weights of {self.bits} bits is not saved: load it without bits, save that, and give bits "
-                "whenever it is loaded."
+                f"a model with weights of {self.bits} bits is not saved: load it without bits, save that, and give "
+                "bits whenever it is loaded."
             )
         save_model(self, Path(path))
 
