@@ -141,7 +141,7 @@ def test_an_edit_sees_the_latents_in_both_places(edit):
     head = model.image_head
     assert head.latent_channels == 4 and head.references_in_noise and head.reads_codes
     assert torch.equal(model.backbone.lm_head.weight, weights["lm_head.weight"])
-    request = (diptych.Text("paint it"), diptych.ImageIn(PICTURE))
+    request = (diptych.ImageIn(PICTURE), diptych.Text("paint it"))  # stands in their order, whichever is given
     size = model.images.size
     sampled = sample_codes(model, [request], size, [1])
     (latents,) = prompt_latents(model, [request], size)

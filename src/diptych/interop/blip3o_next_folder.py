@@ -266,12 +266,13 @@ def _check_width(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
 def released_next_format() -> PromptFormat:
     """The released inference's prompt: ChatML with an open turn, ``<im_start>``, then ``<S0>`` and the codes.
 
-    The instruction of an edit stands before the picture in the released prompts: give it first.
+    The instruction of an edit stands before the picture.
     """
     return replace(
         next_format(),
         draw_start=START_TAG,
         edit_prompt="Please edit this image according to the following instruction: {text}.\n",
+        edit_text_first=True,
         stop=("<|im_end|>", "<|endoftext|>"),
     )
 
