@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diptych.data.example import Example, ImageIn, ImageOut, Text
 from diptych.data.layout import SpanKind
@@ -330,7 +331,7 @@ def test_an_image_that_was_drawn_is_history_in_a_prompt():
 
 
 def test_texts_stand_before_pictures_where_an_image_is_asked_for():
-    first, second = ImageIn("a.png"), ImageIn("b.png")
+    first, second = (ImageIn(Image.new("RGB", (2, 2), color)) for color in ("red", "blue"))
     parts = (first, Text("paint"), second, ImageOut(), Text("now"), ImageOut(), first, Text("what?"))
     assert texts_first(parts) == (Text("paint"), first, second, ImageOut(), Text("now"), ImageOut(), first, parts[-1])
     answered = (first, Text("what?"), Text("a cat", role="assistant"))
