@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from diptych.data.example import Example, ImageIn, ImageOut, Text
 from diptych.data.layout import SpanKind
@@ -15,6 +16,7 @@ from diptych.data.prompt_format import (
     drawing_request,
     prompt_parts,
     render,
+    texts_first,
 )
 from diptych.data.tokenizer import train_tokenizer
 from diptych.interop.tokenizers import read_tiktoken_ranks
@@ -326,3 +328,11 @@ def test_an_image_that_was_drawn_is_history_in_a_prompt():
     assert text == Text("and now?") and not image.is_target
     with pytest.raises(ValueError, match=r"an ImageOut in a prompt is an image drawn before, and needs it"):
         prompt_parts([ImageOut(size=(64, 64)), "what?"])
+
+
+def test_texts_stand_before_pictures_where_an_image_is_asked_for():
+    first, second = (ImageIn(Image.new("RGB", (2, 2), color)) for color in ("red", "blue"))
+    parts = (first, Text("paint"), second, ImageOut(), Text("now"), ImageOut(), first, Text("what?"))
+    assert texts_first(parts) == (Text("paint"), first, second, ImageOut(), Text("now"), ImageOut(), first, parts[-1])
+    answered = (first, Text("what?"), Text("a cat", role="assistant"))
+    assert texts_first(answered) == answered

@@ -217,6 +217,18 @@ def test_a_shard_without_an_end_mark_or_with_rubbish_is_reported(tmp_path):
     assert reason_at(source(tmp_path, path), 0).reason == "truncated shard"
 
 
+def test_files_of_other_extensions_are_named_with_those_that_are_looked_for(tmp_path):
+    path = write_tar(
+        tmp_path / "a.tar", [("0.png", picture(1)), ("0.caption", b"one"), ("1.tiff", b"?"), ("1.txt", b"?")]
+    )
+    reader = source(tmp_path, path)
+    first, second = (reason_at(reader, index) for index in range(2))
+    assert (first.reason, first.name) == ("missing text", "a.tar/0")
+    assert first.detail == "looked for txt or json.text or json.caption, the record has png, caption"
+    assert second.reason == "missing image" and second.detail.startswith("looked for jpg")
+    assert second.detail.endswith("the record has tiff, txt")
+
+
 def test_shards_without_records(tmp_path):
     path = write_tar(tmp_path / "empty.tar", [])
     with pytest.raises(NoUsableRecords, match=r"no record in 1 shards of .*empty\.tar"):

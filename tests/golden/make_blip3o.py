@@ -11,7 +11,8 @@ itself up to diffusers 0.32; the scheduler is made with its defaults, which are 
 downloaded.
 
 Each file holds ``layout`` (JSON, shape by key; weights are `drawn_weights.draw_weights(layout, seed=0)`), the inputs in
-the released convention, the output, and for the networks ``grad/*`` of ``sum(output * direction)``.
+the released convention, the output, and for the networks and the query path ``grad/*`` of
+``sum(output * direction)`` (there of the condition, to the queries and the layers of the language model).
 """
 
 import json
@@ -160,13 +161,19 @@ def record_stage1(nextdit_crossattn, inference):
     )
     cls = inference.blip3oQwenForInferenceLM
     tokenized = SimpleNamespace(input_ids=ids, attention_mask=torch.ones_like(ids))
-    cls.generate_image(model, text=["…"], tokenizer=lambda *_, **__: tokenized)
-    arrays = {"ids": ids, "condition": seen["condition"]}
+    direction = normal(1, NUM_QUERIES, DIM)
+    generate = cls.generate_image.__wrapped__  # without its no_grad: what the queries learn from
+    generate(model, text=["…"], tokenizer=lambda *_, **__: tokenized)
+    (seen["condition"] * direction).sum().backward()
+    condition = seen["condition"].detach()
+    arrays = {"ids": ids, "condition": condition, "direction": direction}
+    learnt = ("latent_queries", "layers.", "norm.")
+    arrays |= {
+        f"grad/{key}": weight.grad for key, weight in language_model.named_parameters() if key.startswith(learnt)
+    }
     for steps in (30, 7):
         generator = torch.Generator().manual_seed(steps)
-        sampled = cls.sample_images(
-            model, seen["condition"], scheduler(), generator=generator, num_inference_steps=steps
-        )
+        sampled = cls.sample_images(model, condition, scheduler(), generator=generator, num_inference_steps=steps)
         arrays[f"noise_{steps}"] = torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(steps))
         arrays[f"features_{steps}"] = sampled
         told = scheduler()

@@ -76,8 +76,7 @@ def stage1():
     return backbone, head.eval(), recorded
 
 
-@torch.no_grad()
-def test_the_condition_equals_the_released_query_path():
+def test_the_condition_and_its_gradients_equal_the_released_query_path():
     """The hidden states at the queries, behind the prompt and ``[IMG]``; positions count on in one dimension."""
     backbone, head, recorded = stage1()
     ids = torch.cat([recorded["ids"], torch.tensor([[151_665]])], dim=1)
@@ -85,6 +84,15 @@ def test_the_condition_equals_the_released_query_path():
     positions = torch.arange(embeddings.shape[1])[None]
     condition = backbone(embeddings, positions).hidden_states[:, -head.num_queries :]
     torch.testing.assert_close(condition, recorded["condition"], rtol=1e-5, atol=1e-5)
+    (condition * recorded["direction"]).sum().backward()
+    theirs = {key.removeprefix("grad/"): value for key, value in recorded.items() if key.startswith("grad/")}
+    queries = theirs.pop("latent_queries")
+    assert queries.abs().max() > 0.1
+    torch.testing.assert_close(head.queries.grad, queries[0], rtol=1e-5, atol=1e-5)
+    ours = dict(backbone.model.named_parameters())
+    assert theirs.keys() == ours.keys() - {"embed_tokens.weight"}
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name].grad, gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @torch.no_grad()

@@ -23,7 +23,9 @@ from diptych.train.part_configs import LoraConfig
 from diptych.train.parts import freeze_all_but, trained_parameters
 from diptych.train.recipe import CheckpointConfig, LoggingConfig, OptimizerConfig, Recipe, SamplingConfig, Stage
 from diptych.train.serialization import from_json, to_json
+from diptych.unified import DrawSettings
 from diptych.unified.adapter_files import merge_adapters
+from tests.methods.test_blip3o_next import TINY as NEXT
 from tests.tiny_models import TINY, tiny_model
 
 pytest.importorskip("peft")
@@ -234,6 +236,37 @@ def test_a_recipe_with_adapters_round_trips_and_bad_values_are_refused(base):
         LoraConfig(alpha=0.0)
     with pytest.raises(ValueError, match=r"lora\.layers is empty"):
         LoraConfig(layers=())
+
+
+def test_adapters_of_blip3o_next_learn_alone_and_go_onto_a_saved_model(tmp_path):
+    """On the model that writes image tokens: only adapters get gradients, and merged they draw the same."""
+    torch.manual_seed(0)
+    NEXT.build().save(tmp_path / "base")
+    start = dict.fromkeys(("backbone", "image_head", "encoder", "autoencoder", "connector"), str(tmp_path / "base"))
+    model = replace(NEXT, lora=BOTH, start_from=start, frozen_denoiser=True).build()
+    source = ScenesSource(num_scenes=4).build()
+    batch = model.collator()([source.example(i, 0) for i in range(2)], [0, 1])
+    freeze_all_but(model, {"backbone", "image_head"})
+    names = trained_parameters(model)
+    assert all(is_adapter(name) for name in names) and {name.split(".")[0] for name in names} == {
+        "backbone", "image_head"
+    }  # fmt: skip
+    open_adapters(model.backbone)
+    open_adapters(model.image_head.denoiser)
+    joint = replace(NEXT, lora=BOTH).objectives()["flow"]
+    terms = joint(model, batch, torch.Generator().manual_seed(0))
+    sum(term.sum for term in terms.values()).backward()
+    assert all(value.grad is not None and value.grad.abs().max() > 0 for value in names.values())
+    model.eval()
+    model.draw_settings = DrawSettings(num_steps=2)
+    model.save(tmp_path / "tuned")
+    merged = diptych.load(tmp_path / "tuned", device="cpu")
+    assert not any(is_adapter(name) for name, _ in merged.named_parameters())
+    drawn, again = (each.generate_image("a red circle", seed=1)[0] for each in (model, merged))
+    assert np.abs(np.asarray(drawn, int) - np.asarray(again, int)).max() <= 1
+    with pytest.raises(ValueError, match=r"image_head of .* has num_codes 12, the recipe's has 13"):
+        codes = replace(NEXT.image_tokenizer, num_codes=13)
+        replace(NEXT, image_tokenizer=codes, start_from={"image_head": str(tmp_path / "base")}).build()
 
 
 def test_layers_that_do_not_exist_are_refused_with_those_that_do():

@@ -154,13 +154,17 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def start_two(server, run_dir: Path, *arguments: object, **environment: object) -> list:
+def start_many(server, count: int, run_dir: Path, *arguments: object, **environment: object) -> list:
     port = free_port()
     return [
-        start(server, run_dir, *arguments, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=2, LOCAL_WORLD_SIZE=2,
+        start(server, run_dir, *arguments, RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=count, LOCAL_WORLD_SIZE=count,
               MASTER_ADDR="127.0.0.1", MASTER_PORT=port, **environment)
-        for rank in range(2)
+        for rank in range(count)
     ]  # fmt: skip
+
+
+def start_two(server, run_dir: Path, *arguments: object, **environment: object) -> list:
+    return start_many(server, 2, run_dir, *arguments, **environment)
 
 
 COMPARED = (
@@ -221,6 +225,51 @@ def test_a_run_is_resumed_by_another_number_of_processes(server, straight, tmp_p
     sessions = json.loads((tmp_path / "run" / "environment.json").read_text())["sessions"]
     assert [session["is_sharded"] for session in sessions] == [before == "sharded", after == "sharded"]
     assert [session["hardware"]["processes"] for session in sessions] == [2 - (before == "one"), 2 - (after == "one")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["replicated", "sharded"])
+def test_saved_by_eight_processes_and_resumed_by_two_the_losses_go_on(server, tmp_path, sharding):
+    """The same global batch all along: losses and weights are those of one process that was never stopped."""
+    sizes = ("--stages.first.batch-size", 16, "--stages.second.batch-size", 16)
+    straight = tmp_path / "straight"
+    assert finish(start(server, straight, *sizes)) == 0, (tmp_path / "log.txt").read_text()
+    settings = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if sharding == "sharded" else {}
+    eight = start_many(server, 8, tmp_path / "run", *sizes, "--stop-at", 10, **settings)
+    assert {finish(process) for process in eight} == {0}, (tmp_path / "log.txt").read_text()
+    stopped = metrics(tmp_path / "run")[-1]["step"]
+    assert 4 <= stopped < 20
+    two = start_two(server, tmp_path / "run", *sizes, "--resume", **settings)
+    assert {finish(process) for process in two} == {0}, (tmp_path / "log.txt").read_text()
+    losses, expected = ([line["loss"] for line in metrics(run)] for run in (tmp_path / "run", straight))
+    assert len(losses) == len(expected) == 20
+    assert losses == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    weights = final_weights(tmp_path / "run")
+    for name, tensor in final_weights(straight).items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5)
+    sessions = json.loads((tmp_path / "run" / "environment.json").read_text())["sessions"]
+    assert [session["hardware"]["processes"] for session in sessions] == [8, 2]
+
+
+def test_adapters_learn_the_same_cut_up_over_two_processes(server, tmp_path):
+    """LoRA under FSDP2: gradients of the adapters and losses of one process, the layers below untouched."""
+    pytest.importorskip("peft")
+    arguments = (*COMPARED, "--stages.only.num-steps", 4, "--model.rank", 2)
+    (tmp_path / "one").mkdir()
+    settings = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    processes = [start(server, tmp_path / "one" / "run", *arguments)]
+    processes += start_two(server, tmp_path / "two", *arguments, **settings)
+    assert [finish(process) for process in processes] == [0, 0, 0], (tmp_path / "log.txt").read_text()
+    one, two = first_gradients(tmp_path / "one" / "run"), first_gradients(tmp_path / "two")
+    assert set(one) == set(two) and {"trunk.0.lora_A.default.weight", "trunk.3.lora_B.default.weight"} < set(one)
+    assert not [name for name in one if name.startswith("trunk.") and "lora" not in name]
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-6
+    losses = [[line["loss"] for line in metrics(run)] for run in (tmp_path / "one" / "run", tmp_path / "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    first, last = (load_file(tmp_path / "two" / "checkpoints" / f"step-00000{step}" / "model" / "model.safetensors")
+                   for step in (1, 4))  # fmt: skip
+    assert torch.equal(first["trunk.0.base_layer.weight"], last["trunk.0.base_layer.weight"])
+    assert not torch.equal(first["trunk.0.lora_B.default.weight"], last["trunk.0.lora_B.default.weight"])
 
 
 @pytest.mark.parametrize("sharding", ["replicated", "sharded"])

@@ -132,9 +132,16 @@ class ToyConfig:
 
     dim: int = 16
     """Width."""
+    rank: int = 0
+    """Of adapters on the trunk, which then learns by them alone; 0 for none."""
 
     def build(self) -> ToyModel:
-        return ToyModel(self.dim)
+        model = ToyModel(self.dim)
+        if self.rank:
+            from diptych.models.adapters import add_adapters
+
+            add_adapters(model.trunk, rank=self.rank, alpha=2.0 * self.rank, where="the trunk")
+        return model
 
 
 def toy_recipe(**changes: Any) -> Recipe[ToyConfig]:

@@ -69,6 +69,7 @@ VERBS = {
 EXTRAS = {
     "hf": {"transformers", "diffusers", "datasets"},
     "peft": {"peft"},
+    "quant": {"torchao"},
     "data": {"webdataset", "fsspec", "pyarrow"},
     "trackers": {"tensorboard", "wandb"},
 }

@@ -16,7 +16,7 @@ _SAMPLED_BYTES = 1 << 20
 
 
 def add_model_options(parser: Parser) -> None:
-    """``--model``, ``--adapters``, ``--offload``, ``--device`` and ``--dtype``."""
+    """``--model``, ``--adapters``, ``--offload``, ``--bits``, ``--device`` and ``--dtype``."""
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -29,6 +29,12 @@ def add_model_options(parser: Parser) -> None:
     )
     parser.add_argument(
         "--offload", action="store_true", help="keep on the GPU only what runs just then: less GPU memory, slower"
+    )
+    parser.add_argument(
+        "--bits",
+        type=int,
+        choices=(8, 4),
+        help="weights of backbone and denoiser as whole numbers of so many bits: less memory (4: on a GPU alone)",
     )
     add_device_options(parser)
 
@@ -63,6 +69,7 @@ def load_model(name: str, arguments: Namespace, capability: str | None = None) -
         dtype=arguments.dtype,
         memory="offload" if getattr(arguments, "offload", False) else "all",
         adapters=getattr(arguments, "adapters", None),
+        bits=getattr(arguments, "bits", None),
     )
     if capability is not None and capability not in model.capabilities:
         raise ValueError(
@@ -80,6 +87,7 @@ def model_record(model: "UnifiedModel", name: str) -> dict[str, Any]:
         "model_fingerprint": folder_fingerprint(name),
         "device": str(model.device),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        **({} if model.bits is None else {"bits": model.bits}),
         "versions": {"diptych": __version__, "torch": torch.__version__},
     }
 
@@ -90,10 +98,10 @@ def folder_fingerprint(name: str) -> str:
     Of every file it takes name, size, and the first and last mebibyte, so that a model of many gigabytes takes no time.
     The model card for people is left out.
     """
-    from diptych.interop.blip3o_layout import is_blip3o_folder
+    from diptych.interop.released import released_kind
     from diptych.unified.folder import resolve
 
-    folder = Path(name) if is_blip3o_folder(name) else resolve(name)
+    folder = Path(name) if released_kind(name) is not None else resolve(name)
     digest = hashlib.sha256()
     for file in sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md"):
         size = file.stat().st_size

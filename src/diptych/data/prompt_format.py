@@ -38,6 +38,8 @@ class PromptFormat:
     """Around the user's text when it asks for an image and shows none (BLIP3-o: "Please generate image ...")."""
     edit_prompt: str = "{text}"
     """Around the user's text when it asks for an image and shows at least one."""
+    edit_text_first: bool = False
+    """In a turn that asks for an image, texts stand before pictures, in whatever order they were given."""
     stop: tuple[str, ...] = ()
     """Special tokens that end an answer."""
     max_text_tokens: int = 4096
@@ -79,6 +81,7 @@ class PromptFormat:
             "thought_end": self.thought_end,
             "draw_prompt": self.draw_prompt,
             "edit_prompt": self.edit_prompt,
+            "edit_text_first": self.edit_text_first,
             "stop": list(self.stop),
             "max_text_tokens": self.max_text_tokens,
         }
@@ -88,7 +91,7 @@ class PromptFormat:
         return cls(**{**data, "stop": tuple(data["stop"])})
 
 
-_SPECIAL = re.compile(r"<\|[a-z_]+\|>|\[/?IMG\]|<image>")
+_SPECIAL = re.compile(r"<\|[a-z_]+\|>|\[/?IMG\]|<image>|<im_start>")
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def render(
         ValueError: the text is longer than ``prompt_format.max_text_tokens``.
     """
     writer = _SpanWriter(tokenizer)
-    parts = example.parts
+    parts = texts_first(example.parts) if prompt_format.edit_text_first else example.parts
     if parts[0].role != "system":
         writer.template(prompt_format.preamble)
     wrap = _wrapped_text(parts, prompt_format)
@@ -157,6 +160,21 @@ def render(
             f"{prompt_format.max_text_tokens}. Shorten the text."
         )
     return layout
+
+
+def texts_first(parts: Sequence[Part]) -> tuple[Part, ...]:
+    """The parts with the texts of every user's turn before its pictures where an image is drawn right after it.
+
+    Pictures keep their order among themselves.
+    """
+    ordered = list(parts)
+    start = 0
+    for index, part in enumerate(parts):
+        if part.role != "user":
+            if isinstance(part, ImageOut) and start < index:
+                ordered[start:index] = sorted(ordered[start:index], key=lambda own: not isinstance(own, Text))
+            start = index + 1
+    return tuple(ordered)
 
 
 def drawing_request(parts: Sequence[Part], prompt_format: PromptFormat) -> tuple[Part, ...]:

@@ -81,6 +81,11 @@ class FastTokenizer:
         self.vocab_size: int = max(engine.get_vocab(with_added_tokens=True).values()) + 1
         self.fingerprint = hashlib.sha256(definition.encode()).hexdigest()
 
+    @property
+    def definition(self) -> str:
+        """The text of its ``tokenizer.json``."""
+        return self._definition
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, nothing added. The name of a special token inside the text is ordinary text.
 

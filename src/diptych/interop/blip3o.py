@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diptych.data.prompt_format import PromptFormat, chatml_format
 from diptych.data.tokenizer import FastTokenizer
@@ -19,7 +19,6 @@ from diptych.interop.blip3o_layout import (
     DENOISER_PREFIX,
     SPECIAL_TOKENS,
     VARIANTS,
-    Place,
     places,
     read_config,
     read_json,
@@ -30,6 +29,7 @@ from diptych.interop.empty_parts import build_empty, fill, finish
 from diptych.interop.eva_clip import CHECKPOINT_PREFIX, eva_clip_config
 from diptych.interop.lumina import lumina_config
 from diptych.interop.sharded_weights import ShardedWeights, StoredTensor
+from diptych.interop.weight_places import Place, check_keys, fill_parts
 from diptych.methods.blip3o import QueryFlowHead
 from diptych.models.backbones.transformers_lm import TransformersBackbone
 from diptych.models.connectors import IdentityConnector
@@ -93,10 +93,7 @@ def load_blip3o(
     }
     wanted = check_keys(folder, parts, found, weights.tensors)
     space = _load_space(folder, config, weights, found, encoder_file, device, dtype) if can_draw else None
-    for name, part in parts.items():
-        own = {key: place for key, place in wanted.items() if place.part == name}
-        fill(part, ((own[key].name, own[key].convert(value)) for key, value in weights.stream(own)), device, dtype)
-        finish(part, device)
+    fill_parts(parts, wanted, weights, device, dtype)
     model = UnifiedModel(
         backbone=parts["backbone"],
         tokenizer=tokenizer,
@@ -202,44 +199,6 @@ def empty_parts(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, S
         "image_head": {"kind": part_kind(QueryFlowHead), **head},
     }
     return {name: build_empty(described) for name, described in configs.items()}
-
-
-def check_keys(
-    folder: Path, parts: Mapping[str, nn.Module], found: Mapping[str, Place], tensors: Mapping[str, StoredTensor]
-) -> dict[str, Place]:
-    """The keys to be read, with their places: every weight of every part has one, of its shape.
-
-    Raises:
-        ValueError: a weight is missing, has no place, or another shape.
-    """
-    shapes = {(name, key): value.shape for name, part in parts.items() for key, value in part.state_dict().items()}
-    wanted = {key: place for key, place in found.items() if (place.part, place.name) in shapes}
-    given = {(place.part, place.name) for place in wanted.values()}
-    missing = [f"{part}: {name}" for part, name in shapes if (part, name) not in given]
-    if missing:
-        raise ValueError(
-            f"{folder} lacks {len(missing)} of the {len(shapes)} weights that config.json asks for "
-            f"(first {missing[0]}). Copy or download it again."
-        )
-    extra = [
-        key
-        for key, place in found.items()
-        if place.part in parts and key not in wanted and key != "lm_head.weight"  # a copy of the embedding where tied
-    ]
-    if extra:
-        raise ValueError(
-            f"{folder} holds {len(extra)} weights that config.json leaves no place for, such as {extra[0]!r}: they "
-            "belong to two models. Take all files from one of them."
-        )
-    for key, place in wanted.items():
-        with torch.device("meta"):
-            shape = place.convert(torch.empty(tensors[key].shape)).shape
-        if shape != shapes[place.part, place.name]:
-            raise ValueError(
-                f"{tensors[key].file}: {key} has the shape {tuple(tensors[key].shape)}, config.json asks for "
-                f"{tuple(shapes[place.part, place.name])}. Take all files from one model."
-            )
-    return wanted
 
 
 def _load_space(

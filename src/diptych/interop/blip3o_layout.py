@@ -12,15 +12,16 @@ diffusion-decoder/{unet,vae,scheduler}               Emu2's visual decoder
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
 
 from diptych.interop.eva_clip import CHECKPOINT_PREFIX, convert_eva_clip_tensor, eva_clip_key_map
 from diptych.interop.lumina import convert_lumina_tensor, lumina_key_map
 from diptych.interop.weight_files import count_layers
+from diptych.interop.weight_places import Place
 
 VARIANTS = {2048: "BLIP3o-Model-4B", 3584: "BLIP3o-Model-8B"}
 """Released models by the width of their language model."""
@@ -28,6 +29,8 @@ DENOISER_PREFIX = "model.dit.model."
 SPECIAL_TOKENS = {"[IMG]": 151_665, "[/IMG]": 151_666, "<image>": 151_667}
 """As published, behind Qwen2.5's own."""
 DECODER = "diffusion-decoder"
+NEXT_FIELD = "image_start_token_id"
+"""What BLIP3o-NEXT has in ``config.json`` and BLIP3-o has not: the id of its first image token."""
 _UNUSED = ("pad_token",)
 _MODEL_TYPES = ("blip3o_qwen", "blip3o_qwen_inference")
 _OWN_FIELDS = {"n_query": int, "gen_pooling": str}
@@ -49,12 +52,18 @@ _AGAIN = "Copy the file of the released model again."
 
 
 def is_blip3o_folder(folder: str | Path) -> bool:
-    """Whether a folder is laid out as BLIP3-o's released models are."""
+    """Whether a folder is laid out as BLIP3-o's released models are; those of BLIP3o-NEXT have the same type."""
+    config = released_config(folder)
+    return config is not None and NEXT_FIELD not in config
+
+
+def released_config(folder: str | Path) -> dict[str, Any] | None:
+    """``config.json`` of a folder of BLIP3-o or BLIP3o-NEXT; None of any other."""
     try:
         config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and config.get("model_type") in _MODEL_TYPES
+        return None
+    return config if isinstance(config, dict) and config.get("model_type") in _MODEL_TYPES else None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -68,7 +77,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if config.get("model_type") not in _MODEL_TYPES:
         raise ValueError(
             f"{folder / 'config.json'} is of a model of type {config.get('model_type')!r}, not of BLIP3-o "
-            f"({' or '.join(_MODEL_TYPES)}). BLIP3o-NEXT and other branches have another layout and are not read."
+            f"({' or '.join(_MODEL_TYPES)}). Other branches than main and BLIP3o-NEXT have another layout and are not "
+            "read."
         )
     lacking = [name for name in (*_TEXT_FIELDS[:6], "vision_config", *_OWN_FIELDS) if name not in config]
     if lacking:
@@ -124,37 +134,22 @@ def vision_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return given
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a released tensor belongs."""
-
-    part: str
-    """A part of the model, or ``eva`` for the tower inside the generation space."""
-    name: str
-    key: str
-    """Without prefix, as the conversion of the value wants it."""
-
-    def convert(self, value: Tensor) -> Tensor:
-        """The tensor as ours."""
-        if self.part == "eva":
-            return convert_eva_clip_tensor(self.key, value)
-        if self.key == "model.latent_queries":
-            return value.squeeze(0)
-        return convert_lumina_tensor(self.key, value) if self.name.startswith("denoiser.") else value
-
-
 def place_of(key: str, denoiser_keys: Mapping[str, str], eva_keys: Mapping[str, str]) -> Place | None:
     """The place of a released key; None if it is not known."""
     if key.startswith("visual."):
         return Place("encoder", "model." + key.removeprefix("visual."), key)
     if key == "model.latent_queries":
-        return Place("image_head", "queries", key)
+        return Place("image_head", "queries", key, partial(torch.squeeze, dim=0))
     if key.startswith(DENOISER_PREFIX):
         inner = key.removeprefix(DENOISER_PREFIX)
-        return Place("image_head", "denoiser." + denoiser_keys[inner], inner) if inner in denoiser_keys else None
+        if inner not in denoiser_keys:
+            return None
+        return Place("image_head", "denoiser." + denoiser_keys[inner], inner, partial(convert_lumina_tensor, inner))
     if key.startswith(CHECKPOINT_PREFIX):
         inner = key.removeprefix(CHECKPOINT_PREFIX)
-        return Place("eva", eva_keys[inner], inner) if inner in eva_keys else None
+        if inner not in eva_keys:
+            return None
+        return Place("eva", eva_keys[inner], inner, partial(convert_eva_clip_tensor, inner))
     if key.startswith(("model.embed_tokens.", "model.layers.", "model.norm.")) or key == "lm_head.weight":
         return Place("backbone", key, key)
     return None

@@ -1,7 +1,7 @@
 """The published parts that BLIP3o-NEXT (arXiv 2510.15857) is put together from, as configs.
 
-``weights`` is a folder or hub id; None builds the part at its published size with random weights. The weights that the
-authors trained (``model.*`` keys of their checkpoints) are not read yet.
+``weights`` is a folder or hub id; None builds the part at its published size with random weights. What the authors
+trained is read by `diptych.interop.blip3o_next_folder`.
 """
 
 from dataclasses import dataclass

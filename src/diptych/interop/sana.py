@@ -46,10 +46,11 @@ def from_diffusers_sana(state_dict: Mapping[str, Tensor], prefix: str = "", patc
     unknown = sorted(given.keys() - names.keys())
     if unknown:
         raise ValueError(f"{len(unknown)} keys belong to no layer of the SANA denoiser, such as {unknown[0]!r}.")
-    return {names[key]: _converted(key, value, patch_size) for key, value in given.items()}
+    return {names[key]: convert_sana_tensor(key, value, patch_size) for key, value in given.items()}
 
 
-def _converted(key: str, value: Tensor, patch_size: int) -> Tensor:
+def convert_sana_tensor(key: str, value: Tensor, patch_size: int) -> Tensor:
+    """One tensor of diffusers, of the key without prefix, as ours."""
     if key == "patch_embed.proj.weight":
         return value.flatten(1)
     if key.startswith("proj_out."):

@@ -49,6 +49,7 @@ from diptych.train.part_configs import (
 )
 from diptych.unified import DrawSettings, ImagePolicy, OnStep, UnifiedModel
 from diptych.unified.frozen_prefix import forward_for_queries, reads_frozen
+from diptych.unified.start_from import take_parts
 
 
 class QueryFlowHead(nn.Module):
@@ -248,19 +249,6 @@ def _noised(features: Tensor, seeds: Int[Tensor, " images"], largest: float, pur
     return features + (sigma * normal_from_seeds(seeds, features.shape[1:], purpose)).to(features.dtype)
 
 
-def _take_weights(model: UnifiedModel, name: str, source: str) -> None:
-    """Weights of one module inside a part from the same module of a saved model."""
-    from diptych.unified.folder import load_part
-
-    part, inner = name.split(".", 1)
-    try:
-        model.parts()[part].get_submodule(inner).load_state_dict(
-            load_part(source, part).get_submodule(inner).state_dict()
-        )
-    except (KeyError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"model.start_from: {name} of {source} does not fit the recipe's: {error}") from error
-
-
 @dataclass(frozen=True, kw_only=True)
 class Blip3oConfig:
     """A BLIP3-o model of any size."""
@@ -324,8 +312,6 @@ class Blip3oConfig:
 
     def build(self) -> UnifiedModel:
         """The model with fresh weights, except for the parts of ``start_from``."""
-        from diptych.unified.folder import load_part
-
         tokenizer = self.tokenizer.build()
         lacking = [name for name in self.format().special_tokens() if name not in tokenizer.special]
         tokenizer = tokenizer.with_special_tokens(lacking) if lacking else tokenizer
@@ -352,21 +338,7 @@ class Blip3oConfig:
             autoencoder=autoencoder,
             images=self.images,
         )
-        for name, source in self.start_from.items():
-            if "." in name:
-                _take_weights(model, name, source)
-                continue
-            if name not in model.parts():
-                raise ValueError(f"model.start_from: there is no part {name!r}; parts are {', '.join(model.parts())}.")
-            part = load_part(source, name)
-            for size in ("channels", "stride", "dim", "patch_size", "vocab_size", "num_queries"):
-                given, expected = getattr(part, size, None), getattr(model.parts()[name], size, None)
-                if given != expected:
-                    raise ValueError(
-                        f"model.start_from: the {name} of {source} has {size} {given}, the recipe's has {expected}. "
-                        "Give the recipe's the same sizes."
-                    )
-            setattr(model, name, part)
+        take_parts(model, self.start_from)
         self.lora.add({"backbone": model.backbone, "denoiser": model.image_head.denoiser})
         return model
 

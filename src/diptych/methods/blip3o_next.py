@@ -49,11 +49,13 @@ from diptych.train.part_configs import (
     FeaturesConfig,
     GenerationSpaceConfig,
     GrownBackboneConfig,
+    LoraConfig,
     SanaConfig,
     TextAlignedTokenizerConfig,
     TokenizerConfig,
 )
 from diptych.unified import DrawSettings, ImagePolicy, OnStep, UnifiedModel
+from diptych.unified.start_from import take_parts
 from diptych.unified.tokens import TokenSettings, reference_latents, with_codes
 
 CONNECTOR_NORM_EPS = 1e-5
@@ -79,6 +81,7 @@ class TokenFlowHead(nn.Module):
         num_tokens: int,
         num_codes: int,
         first_token: int,
+        first_code: int | None = None,
         reads_codes: bool = False,
         latent_channels: int = 0,
         references_in_noise: bool = False,
@@ -91,7 +94,9 @@ class TokenFlowHead(nn.Module):
             dim: width of the backbone.
             num_tokens: of an image, N.
             num_codes: in the codebook.
-            first_token: id of ``<S0>``, behind the tokenizer's ids; the tokens of the codes follow it.
+            first_token: id of ``<S0>``, behind the tokenizer's ids.
+            first_code: id of the first code's token, which the others follow; right behind ``<S0>`` if None. Released
+                models have two further tokens between them.
             reads_codes: pictures that are looked at stand as the tokens of their codes.
             latent_channels: of latents that join the condition when a picture is edited; 0 for none.
             references_in_noise: these latents also stand beside the noise, along the width.
@@ -104,6 +109,7 @@ class TokenFlowHead(nn.Module):
         self.denoiser: Any = network
         self.dim = dim
         self.num_tokens, self.num_codes, self.first_token = num_tokens, num_codes, first_token
+        self.first_code = first_token + 1 if first_code is None else first_code
         self.num_queries = 1 + num_tokens
         self.full_queries = False
         self.reads_codes = reads_codes
@@ -134,6 +140,7 @@ class TokenFlowHead(nn.Module):
             "num_tokens": self.num_tokens,
             "num_codes": self.num_codes,
             "first_token": self.first_token,
+            "first_code": self.first_code,
             "reads_codes": self.reads_codes,
             "latent_channels": self.latent_channels,
             "references_in_noise": self.references_in_noise,
@@ -154,13 +161,12 @@ class TokenFlowHead(nn.Module):
 
     def token_ids(self, codes: Int[Tensor, "images written"]) -> Int[Tensor, "images written+1"]:
         """``<S0>`` and the tokens of codes."""
-        return F.pad(codes + 1, (1, 0)) + self.first_token
+        return F.pad(codes + self.first_code, (1, 0), value=self.first_token)
 
     def code_logits(self, backbone: Any, hidden_states: Float[Tensor, "*rows dim"]) -> Float[Tensor, "*rows codes"]:
         """Logits of the next code, in float32, all other tokens left out."""
-        first = self.first_token + 1
         logits: Tensor = backbone.logits(hidden_states)
-        return logits[..., first : first + self.num_codes].float()
+        return logits[..., self.first_code : self.first_code + self.num_codes].float()
 
     # -- what the denoiser reads -------------------------------------------------------------------------------------
 
@@ -423,6 +429,10 @@ class Blip3oNextConfig:
     """Smallest 1 - t by which the error of data prediction is divided."""
     row_length: int | None = None
     """Positions of a packed row in training; None gives every example a row of its own."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Low-rank adapters on backbone and denoiser; put on what ``start_from`` has brought."""
+    start_from: dict[str, str] = field(default_factory=dict)
+    """Part -> model it is taken from, such as a released one that ``diptych convert`` wrote."""
 
     def __post_init__(self) -> None:
         twice = [name for name in self.references if self.references.count(name) > 1]
@@ -430,7 +440,7 @@ class Blip3oNextConfig:
             raise ValueError(f"model.references has {twice[0]!r} twice, got {list(self.references)}.")
 
     def build(self) -> UnifiedModel:
-        """The model with fresh weights, except for the parts whose configs load them."""
+        """The model with fresh weights, except for the parts whose configs load them and those of ``start_from``."""
         tokenizer = self.tokenizer.build()
         lacking = [name for name in self.format().special_tokens() if name not in tokenizer.special]
         tokenizer = tokenizer.with_special_tokens(lacking) if lacking else tokenizer
@@ -451,7 +461,7 @@ class Blip3oNextConfig:
             frozen_denoiser=self.frozen_denoiser,
         )
         reads_features = self.reads == "features"
-        return UnifiedModel(
+        model = UnifiedModel(
             backbone=backbone,
             tokenizer=tokenizer,
             prompt_format=self.format(),
@@ -463,6 +473,9 @@ class Blip3oNextConfig:
             autoencoder=autoencoder,
             images=self.images,
         )
+        take_parts(model, self.start_from)
+        self.lora.add({"backbone": model.backbone, "denoiser": model.image_head.denoiser})
+        return model
 
     def format(self) -> PromptFormat:
         return compact_format() if self.prompt_format == "compact" else next_format()

@@ -41,6 +41,7 @@ class UnifiedModel(nn.Module):
         autoencoder: the generation space.
         card: what ``info`` shows: name, licence, training summary, scores.
         placement: keeps on the device what the present stage of inference runs (`offload_to`); None: all stays.
+        bits: of the weights of backbone and denoiser (`low_bits.use_low_bits`); None in full precision.
     """
 
     # Parts are nn.Modules that offer the protocols of models/; nn.Module's own attributes are not typed so finely.
@@ -71,6 +72,7 @@ class UnifiedModel(nn.Module):
         self.draw_settings = draw or DrawSettings()
         self.card = dict(card or {})
         self.placement: StagedPlacement | None = None
+        self.bits: int | None = None
         self.autoencoder = autoencoder
         self.encoder = encoder
         self.connector = connector
@@ -405,9 +407,18 @@ class UnifiedModel(nn.Module):
     # -- folder ----------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Writes the model folder: whole or not at all."""
+        """Writes the model folder: whole or not at all.
+
+        Raises:
+            ValueError: the weights are low in bits.
+        """
         from diptych.unified.folder import save_model
 
+        if self.bits is not None:
+            raise ValueError(
+                f"a model with weights of {self.bits} bits is not saved: load it without bits, save that, and give "
+                "bits whenever it is loaded."
+            )
         save_model(self, Path(path))
 
     def info(self) -> dict[str, Any]:

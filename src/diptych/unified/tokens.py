@@ -55,9 +55,9 @@ class TokenSettings:
     temperature: float = 1.0
     """0 takes the likeliest code."""
     top_p: float = 0.95
-    """Smallest set of codes whose probabilities reach it."""
+    """Smallest set of codes whose probabilities reach it, among those that ``top_k`` leaves."""
     top_k: int = 1200
-    """At most so many codes; 0 for all."""
+    """At most so many codes, the likeliest, whose probabilities then sum to one; 0 for all."""
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
@@ -178,10 +178,11 @@ def choose_codes(
     if settings.temperature == 0:
         return logits.argmax(-1)
     ordered, codes = (logits.float() / settings.temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(-1) - ordered
-    ordered = ordered.masked_fill(before >= settings.top_p, 0)
     if settings.top_k:
         ordered[:, settings.top_k :] = 0
+        ordered = ordered / ordered.sum(-1, keepdim=True)
+    before = ordered.cumsum(-1) - ordered
+    ordered = ordered.masked_fill(before >= settings.top_p, 0)
     reached = ordered.cumsum(-1)
     place = (reached <= numbers[:, None] * reached[:, -1:]).sum(-1)
     last = (ordered > 0).sum(-1) - 1  # where rounding leads beyond the codes that are left

@@ -105,8 +105,10 @@ class TextAlignedTokenizer(nn.Module):
         image_size: side that images are brought to before they are encoded, so that all have equally many codes; 384 as
             released.
         decoder_dim: width of the decoder of features; that of the encoder if None.
-        decoder_layers: its blocks; 3 as released.
+        decoder_layers: its blocks; 3 as released. 0 for none: codes can then be made and drawn by, but not learnt.
         frozen_encoder: the features are made without gradients.
+        standardised: features are centred and scaled by running statistics before they are quantised; the released
+            TA-Tok takes them as they are.
 
     Raises:
         ValueError: ``layer`` does not exist, or a number is below 1.
@@ -129,6 +131,7 @@ class TextAlignedTokenizer(nn.Module):
         decoder_layers: int = 3,
         decoder_heads: int = 4,
         frozen_encoder: bool = True,
+        standardised: bool = True,
     ) -> None:
         super().__init__()
         reader: Any = encoder if isinstance(encoder, nn.Module) else build_part(encoder)
@@ -150,6 +153,7 @@ class TextAlignedTokenizer(nn.Module):
             "decoder_layers": decoder_layers,
             "decoder_heads": decoder_heads,
             "frozen_encoder": frozen_encoder,
+            "standardised": standardised,
         }
         self.encoder = reader
         self.layer, self.pool, self.image_size = layer, pool, image_size
@@ -158,12 +162,14 @@ class TextAlignedTokenizer(nn.Module):
         self.dim: int = reader.dim
         self.num_layers: int = reader.num_layers
         self.patch_size: int = reader.patch_size * pool
-        self.standard = nn.BatchNorm1d(reader.dim, affine=False)
+        self.standard = nn.BatchNorm1d(reader.dim, affine=False) if standardised else nn.Identity()
         self.task = nn.Sequential(nn.Linear(reader.dim, reader.dim), nn.Tanh())
         self.bottleneck = nn.Linear(reader.dim, code_dim)
         self.register_buffer("words", torch.randn(num_codes, word_dim))
         self.codebook_map = nn.Linear(word_dim, code_dim)
-        self.decoder = FeatureDecoder(code_dim, decoder_dim, reader.dim, decoder_layers, decoder_heads)
+        self.decoder = (
+            FeatureDecoder(code_dim, decoder_dim, reader.dim, decoder_layers, decoder_heads) if decoder_layers else None
+        )
 
     def preprocess(
         self, pixels: NDArray[np.uint8], size: tuple[int, int] | None = None
@@ -227,7 +233,7 @@ class TextAlignedTokenizer(nn.Module):
         return (F.normalize(vectors.float(), dim=-1) @ self.codebook().T).argmax(-1)
 
     def standardised(self, features: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens dim"]:
-        """Features of mean 0 and standard deviation 1 in every channel, over all pictures."""
+        """Features of mean 0 and standard deviation 1 in every channel, over all pictures, where ``standardised``."""
         return self.standard(features.flatten(0, 1).float()).reshape(features.shape).to(features.dtype)
 
     def bottleneck_vectors(self, features: Float[Tensor, "batch tokens dim"]) -> Float[Tensor, "batch tokens code_dim"]:
@@ -240,8 +246,12 @@ class TextAlignedTokenizer(nn.Module):
         return self.nearest(self.bottleneck_vectors(self.standardised(self(images).tokens)))
 
     def decode(self, codes: Int[Tensor, "batch tokens"], grid: tuple[int, int]) -> Float[Tensor, "batch tokens dim"]:
-        """Features that codes stand for."""
-        return self.decoder(self.codebook()[codes].to(self.bottleneck.weight.dtype), grid)
+        """Features that codes stand for.
+
+        Raises:
+            ValueError: the tokenizer has no decoder.
+        """
+        return self._own_decoder()(self.codebook()[codes].to(self.bottleneck.weight.dtype), grid)
 
     def quantise(
         self, images: Float[Tensor, "batch 3 height width"], generator: torch.Generator | None = None
@@ -250,6 +260,9 @@ class TextAlignedTokenizer(nn.Module):
 
         Args:
             generator: on the CPU; draws the codes. Without one they are the nearest.
+
+        Raises:
+            ValueError: the tokenizer has no decoder.
         """
         output = self(images)
         features = self.standardised(output.tokens)
@@ -266,8 +279,16 @@ class TextAlignedTokenizer(nn.Module):
         distance = (vectors.detach() - chosen).square().sum(-1)
         distance = distance + COMMITMENT * (vectors - chosen.detach()).square().sum(-1)
         straight_through = vectors + (chosen - vectors).detach()
-        decoded = self.decoder(straight_through.to(features.dtype), output.grid)
+        decoded = self._own_decoder()(straight_through.to(features.dtype), output.grid)
         return Quantised(features, codes, decoded, distance, usage)
+
+    def _own_decoder(self) -> FeatureDecoder:
+        if self.decoder is None:
+            raise ValueError(
+                "this image tokenizer came without the decoder of its features, as BLIP3o-NEXT's released one does: it "
+                "makes codes, and cannot be trained. Take its stage out of the recipe, or a tokenizer with a decoder."
+            )
+        return self.decoder
 
     def config_dict(self) -> dict[str, Any]:
         """Arguments that build the same tokenizer again."""
