@@ -154,7 +154,8 @@ def adm(sources, given):
 
     peer = parts(
         sources / "evaluator.py", "FIDStatistics", "Evaluator", "ManifoldEstimator", "_numpy_partition",
-        Iterable=Iterable, Optional=Optional, Tuple=Tuple, DistanceBlock=Distances, ThreadPool=ThreadPool,
+        Iterable=Iterable, Optional=Optional, Tuple=Tuple,  # noqa: UP006
+        DistanceBlock=Distances, ThreadPool=ThreadPool,
         partial=partial, cpu_count=lambda: 2,
     )  # fmt: skip
     session = SimpleNamespace(run=lambda softmax_op, feed_dict: softmax(feed_dict["logits"]))
