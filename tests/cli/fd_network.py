@@ -1,5 +1,6 @@
 """Feature networks for the tests of ``diptych fd``, named on its command line as functions."""
 
+import builtins
 import os
 import time
 
@@ -36,6 +37,20 @@ def other() -> Features:
 
 def slow() -> Features:
     return module_features(_network(0, Slow()), name="slow", dim=5, size=(8, 8))
+
+
+class Stopping(nn.Module):
+    """Stops, if told to."""
+
+    def forward(self, x):
+        kind = os.environ.get("FD_TEST_STOP")
+        if kind:
+            raise getattr(builtins, kind)("stopped here")
+        return x
+
+
+def stopping() -> Features:
+    return module_features(_network(2, Stopping()), name="stopping", dim=5, size=(8, 8))
 
 
 def broken() -> Features:

@@ -114,6 +114,24 @@ def holds_statistics(path: Path) -> bool:
         return False
 
 
+def side_identity(word: str, work: Work) -> str:
+    """A hash that changes if what the word stands for does."""
+    opened = open_side(word, work)
+    return hashlib.sha256(opened.read_bytes()).hexdigest()[:16] if isinstance(opened, Path) else opened.identity
+
+
+def check_statistics(words: Sequence[str], features: Features, work: Work) -> None:
+    """Looks at the sides that are statistics, before features of the others are computed.
+
+    Raises:
+        ValueError: one is of another network or preprocessing, or damaged.
+    """
+    for word in words:
+        opened = open_side(word, work)
+        if isinstance(opened, Path):
+            _check_statistics(Moments.load(opened), opened, features)
+
+
 def measure_side(word: str, spec: str, features: Features, work: Work) -> Side:
     """Moments of a side in one representation; features that are not in the cache are computed, with progress.
 

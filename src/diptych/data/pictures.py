@@ -105,7 +105,8 @@ def decode_picture(data: bytes, name: str) -> Picture:
         return Picture(name, None, fault=error.reason)
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         facts = {
-            "16-bit": image.mode.startswith("I"),
+            # Pillow opens 16-bit colours as 8-bit ones; byte 24 of a PNG is its depth
+            "16-bit": image.mode.startswith("I") or (image.format == "PNG" and data[24] == 16),
             "CMYK": image.mode == "CMYK",
             "animated": getattr(image, "n_frames", 1) > 1,
             "transparent": image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
