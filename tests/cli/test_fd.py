@@ -15,6 +15,7 @@ from PIL import Image
 from diptych.frechet.cmmd import cmmd
 from diptych.frechet.density_coverage import density_coverage
 from diptych.frechet.distance import frechet_distance
+from diptych.frechet.inception_score import inception_score, inception_score_of_splits
 from diptych.frechet.kid import kid
 from diptych.frechet.moments import Moments
 from diptych.frechet.precision_recall import precision_recall
@@ -66,6 +67,23 @@ def test_other_measures_of_the_same_features(sides, tmp_path, capsys):
     assert list(found) == ["KID", "CMMD", "FD∞", "precision", "recall", "density", "coverage"]
     for name, value in found.items():
         assert value["low"] <= value["value"] <= value["high"] and name in printed
+
+
+def test_the_inception_score_is_of_the_network_with_classes(sides, tmp_path, capsys):
+    also = ("--also", "inception-score")
+    names = f"classifying=tests.cli.fd_network:classifying,{TINY}"
+    assert fd(tmp_path, sides["generated"], sides["train"], *also, features=names) == 0
+    with_classes, without = (score["others"] for score in written(tmp_path)["scores"])
+    network = fd_network.classifying()
+    rows = network(torch.from_numpy(images(60, 0, low=40)).permute(0, 3, 1, 2))
+    probabilities = network.network.logits(rows, use_bias=False).double().softmax(1)
+    assert list(with_classes) == ["IS", "IS, 10 splits"] and without == {}
+    assert with_classes["IS"]["value"] == pytest.approx(inception_score(probabilities).value, rel=1e-6)
+    splits = inception_score_of_splits(probabilities)
+    assert with_classes["IS, 10 splits"]["value"] == pytest.approx(splits.mean, rel=1e-6)
+    assert with_classes["IS, 10 splits"]["standard_error"] == pytest.approx(splits.std / 3, rel=1e-5)
+    message = fails(capsys, tmp_path, sides["generated"], sides["train"], *also)
+    assert "--also inception-score needs a network with classes: --features inception" in message
 
 
 def test_other_measures_need_images_and_known_names(sides, tmp_path, capsys):

@@ -159,6 +159,30 @@ def test_pictures_that_are_all_broken(tmp_path, capsys):
     assert "none of the 3 pictures can be read" in message
 
 
+def test_damaged_sides_are_named(tmp_path, capsys):
+    real = write_folder(tmp_path / "real", REAL)
+    as_parquet(tmp_path, REAL)
+    whole = (tmp_path / "images.parquet").read_bytes()
+    (tmp_path / "cut.parquet").write_bytes(whole[: len(whole) // 2])
+    shard = as_tar(tmp_path, REAL)[0].read_bytes()
+    (tmp_path / "cut.tar").write_bytes(shard[: len(shard) // 2])
+    np.savez(tmp_path / "nan.npz", mu=np.zeros(5), sigma=np.full((5, 5), np.nan))
+    np.savez(tmp_path / "wide.npz", mu=np.zeros(7), sigma=np.eye(7))
+    np.savez(tmp_path / "none.npz", np.zeros((0, 8, 8, 3), dtype=np.uint8))
+    floats = REAL.astype(np.float32) / 255
+    floats[7, 0, 0, 0] = np.nan
+    np.savez(tmp_path / "floats.npz", floats)
+    for name, words in {
+        "cut.parquet": "cut.parquet: Parquet magic bytes not found",
+        "cut.tar": "cannot be read, the first is cut.tar#",
+        "nan.npz": "nan.npz: moments must be finite",
+        "wide.npz": "dim is 7 there and 5 for tiny",
+        "none.npz": "no picture in",
+        "floats.npz": "floats.npz[7]: images must lie in [0, 1], got values from nan to nan",
+    }.items():
+        assert words in fails(capsys, tmp_path, tmp_path / name, real, "--value-range", 0, 1), name
+
+
 def test_features_that_are_not_finite_keep_what_other_networks_found(tmp_path, capsys):
     made, real = write_folder(tmp_path / "made", GENERATED), write_folder(tmp_path / "real", REAL)
     message = fails(capsys, tmp_path, made, real, features=f"{TINY},bad=tests.cli.fd_network:broken")

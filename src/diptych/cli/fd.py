@@ -43,7 +43,8 @@ def add_arguments(parser: Parser) -> None:
         "--also",
         default="",
         metavar="NAMES",
-        help="more measures of the same features: kid, cmmd, fd-infinity, precision-recall, density-coverage",
+        help="more measures of the same features: kid, cmmd, fd-infinity, precision-recall, density-coverage, "
+        "inception-score",
     )
     parser.add_argument("--stats", metavar="FILE", help="also write the statistics of GENERATED to this .npz")
     parser.add_argument("--out", metavar="DIR", help="folder for fd.json and fd.svg (default: fd-GENERATED)")
@@ -84,7 +85,7 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    from diptych.cli.fd_others import check_others
+    from diptych.cli.fd_others import check_classes, check_others
     from diptych.cli.fd_saved import SavedScores, score_key
     from diptych.cli.fd_sides import check_statistics, open_side
     from diptych.cli.models import writable_folder
@@ -99,12 +100,14 @@ def run(arguments: Namespace) -> int:
     check_others(others, arguments.generated, arguments.reference, statistics)
     name = Path(arguments.generated.rstrip("/")).name or "images"
     folder = writable_folder(arguments.out or f"fd-{file_slug(name)}")
-    keys = {}
+    keys, with_classes = {}, []
     for spec in specs:
         features = load_features(spec, work.dtype)
+        with_classes.append(hasattr(features.network, "logits"))
         _check_normaliser(arguments, features)
         check_statistics(words, features, work)
         keys[spec] = score_key(arguments, features, work, others)
+    check_classes(others, with_classes)
     saved = SavedScores(folder / "fd.json", arguments, keys)
     scores = {} if arguments.stats is not None else saved.known()
     try:
@@ -192,7 +195,7 @@ def _score(
         normaliser_source=source,
         normaliser_relative_error=error,
         fdr=None if normaliser is None else fdr(distance.value, normaliser),
-        others=other_scores(others, generated, reference, work.seed),
+        others=other_scores(others, generated, reference, features, work.seed),
         warnings=tuple(_warnings(generated, reference, features.dim)),
     )
 

@@ -129,7 +129,7 @@ def check_statistics(words: Sequence[str], features: Features, work: Work) -> No
     for word in words:
         opened = open_side(word, work)
         if isinstance(opened, Path):
-            _check_statistics(Moments.load(opened), opened, features)
+            _check_statistics(_load_statistics(opened), opened, features)
 
 
 def measure_side(word: str, spec: str, features: Features, work: Work) -> Side:
@@ -140,7 +140,7 @@ def measure_side(word: str, spec: str, features: Features, work: Work) -> Side:
     """
     opened = open_side(word, work)
     if isinstance(opened, Path):
-        moments = Moments.load(opened)
+        moments = _load_statistics(opened)
         _check_statistics(moments, opened, features)
         return Side(word, [moments], None)
     folder = extraction_folder(work.cache, opened, features, work.rule)
@@ -158,6 +158,13 @@ def measure_side(word: str, spec: str, features: Features, work: Work) -> Side:
         raise ValueError(f"{word}: a covariance needs at least 2 pictures, got {num}.")
     groups = extracted.grouped_moments(features, NUM_GROUPS if num >= 2 * NUM_GROUPS else 1)
     return Side(word, groups, extracted)
+
+
+def _load_statistics(path: Path) -> Moments:
+    try:
+        return Moments.load(path)
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
 def _check_statistics(moments: Moments, path: Path, features: Features) -> None:

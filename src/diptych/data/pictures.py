@@ -182,7 +182,10 @@ def _tar_pictures(path: str) -> EncodedPictures:
 
 
 def _dataset_pictures(path: str, split: str) -> EncodedPictures:
-    dataset = open_dataset(HuggingFaceSource(path=path, split=split))
+    try:
+        dataset = open_dataset(HuggingFaceSource(path=path, split=split))
+    except ValueError as error:
+        raise ValueError(str(error) if path in str(error) else f"{path}: {error}") from None
     column = next((name for name in HUGGINGFACE_COLUMNS.image if name in dataset.column_names), None)
     if column is None:
         raise ValueError(
