@@ -160,8 +160,8 @@ def test_a_stopped_command_says_what_is_missing_and_goes_on(sides, tmp_path, cap
 
     Image.fromarray(images(1, 9)[0]).save(sides["generated"] / "new.png")  # another set: nothing is taken over
     computed.clear()
-    assert fd(tmp_path, *words, features=names) == 0
-    assert computed == ["tiny", "stopping", "other"]
+    assert fd(tmp_path, *words) == 0
+    assert computed == ["tiny"]
 
 
 def test_what_is_wrong_with_a_later_network_is_found_before_features_are_computed(sides, tmp_path, capsys, monkeypatch):
