@@ -100,7 +100,8 @@ def run(arguments: Namespace) -> int:
     check_others(others, arguments.generated, arguments.reference, statistics)
     name = Path(arguments.generated.rstrip("/")).name or "images"
     folder = writable_folder(arguments.out or f"fd-{file_slug(name)}")
-    keys, with_classes = {}, []
+    keys: dict[str, str] = {}
+    with_classes: list[bool] = []
     for spec in specs:
         features = load_features(spec, work.dtype)
         with_classes.append(hasattr(features.network, "logits"))
@@ -109,7 +110,7 @@ def run(arguments: Namespace) -> int:
         keys[spec] = score_key(arguments, features, work, others)
     check_classes(others, with_classes)
     saved = SavedScores(folder / "fd.json", arguments, keys)
-    scores = {} if arguments.stats is not None else saved.known()
+    scores: dict[str, Score] = {} if arguments.stats is not None else saved.known()
     try:
         for spec in specs:
             if spec in scores:

@@ -1,7 +1,7 @@
 """What ``diptych fd --also`` computes beside the Fréchet distance, from the features that are kept."""
 
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diptych.frechet.interval import Estimate
 
@@ -123,10 +123,11 @@ def _inception_score(generated: "Side", features: "Features") -> dict[str, Estim
 
     from diptych.frechet.inception_score import inception_score, inception_score_of_splits
 
-    if not hasattr(features.network, "logits"):
+    network: Any = features.network
+    if not hasattr(network, "logits"):
         return {}
     with torch.no_grad():
-        logits = features.network.cpu().logits(_rows(generated), use_bias=False)
+        logits = network.cpu().logits(_rows(generated), use_bias=False)
     probabilities = logits.double().softmax(1)
     found = {"IS": inception_score(probabilities)}
     if len(probabilities) >= 2 * NUM_SPLITS:

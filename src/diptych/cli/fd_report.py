@@ -58,7 +58,7 @@ class Score:
             name: Estimate(value=found["value"], standard_error=found["standard_error"])
             for name, found in values["others"].items()
         }
-        known = {
+        known: dict[str, Any] = {
             **{one.name: values[one.name] for one in fields(cls)},
             "counts": tuple(values["counts"]),
             "distance": DistanceEstimate(**distance),
