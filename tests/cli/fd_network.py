@@ -1,5 +1,6 @@
 """Feature networks for the tests of ``diptych fd``, named on its command line as functions."""
 
+import builtins
 import os
 import time
 
@@ -36,6 +37,40 @@ def other() -> Features:
 
 def slow() -> Features:
     return module_features(_network(0, Slow()), name="slow", dim=5, size=(8, 8))
+
+
+class Stopping(nn.Module):
+    """Stops, if told to."""
+
+    def forward(self, x):
+        kind = os.environ.get("FD_TEST_STOP")
+        if kind:
+            raise getattr(builtins, kind)("stopped here")
+        return x
+
+
+def stopping() -> Features:
+    return module_features(_network(2, Stopping()), name="stopping", dim=5, size=(8, 8))
+
+
+class Classifying(nn.Module):
+    """Features, and classes of them, as FID's Inception has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = _network(0)
+        self.register_buffer("weight", torch.randn(4, 5, generator=torch.Generator().manual_seed(7)) * 3)
+
+    def forward(self, x):
+        return self.body(x)
+
+    def logits(self, features, *, use_bias=True):
+        assert not use_bias
+        return features @ self.weight.T
+
+
+def classifying() -> Features:
+    return module_features(Classifying(), name="classifying", dim=5, size=(8, 8))
 
 
 def broken() -> Features:

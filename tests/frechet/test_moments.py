@@ -102,7 +102,7 @@ def test_a_file_keeps_everything(tmp_path):
 def test_our_file_is_read_as_the_peers_read_theirs(tmp_path):
     moments = moments_of(normal(40, 5))
     moments.save(tmp_path / "moments.npz")
-    with np.load(tmp_path / "moments.npz") as file:  # pytorch-fid: f["mu"][:], f["sigma"][:]; ADM and FD-loss alike
+    with np.load(tmp_path / "moments.npz") as file:  # pytorch-fid: f["mu"][:], f["sigma"][:]; FD-loss alike
         np.testing.assert_array_equal(file["mu"][:], moments.mean.numpy())
         np.testing.assert_array_equal(file["sigma"][:], moments.covariance.numpy())
 

@@ -177,6 +177,16 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(reference, tmp_path):
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_a_term_may_be_divided_by_a_validation_distance(reference, tmp_path):
+    plan = recipe(reference, validation_distances={"pixels": 0.25}, weights={"pixels": 2.0})
+    run(plan, tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["event"] == "train"]
+    assert len(steps) == 4
+    for line in steps:
+        assert line["loss"] == pytest.approx(2 * line["fd/pixels"] / 0.25, rel=1e-5)
+
+
 def test_a_saved_generator_draws_the_same(tmp_path):
     for name in ("jit", "imf"):
         guidance = {} if name == "jit" else {"guidance_scale": 5.0, "guidance_interval": (0.3, 0.9)}
@@ -212,6 +222,8 @@ def test_what_cannot_be_trained_is_refused(reference, tmp_path):
         ({"representations": {}}, "representations is empty"),
         ({"references": {}}, "references must have a file for each of pixels, got none"),
         ({"weights": {"dino": 2.0}}, "weights names dino; the representations are pixels"),
+        ({"validation_distances": {"mae": 0.04}}, "validation_distances names mae; the representations are pixels"),
+        ({"validation_distances": {"pixels": 0.0}}, r"validation_distances\.pixels must be positive, got 0"),
         ({"num_warm_start": 1}, "num_warm_start must be at least 2, got 1"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -221,6 +233,10 @@ def test_what_cannot_be_trained_is_refused(reference, tmp_path):
     other = replace(model, representations={"pixels": FeatureNetwork("pixels@2")})
     with pytest.raises(ValueError, match=r"references.pixels: .*real.npz is of the preprocessing"):
         other.companion(other.build(), tmp_path)
+    cut = recipe(reference)
+    cut = replace(cut, stages={"one_step": replace(cut.stages["one_step"], gradient_accumulation=2)})
+    with pytest.raises(ValueError, match=r"stages\.one_step\.gradient_accumulation must be 1, got 2"):
+        run(cut, tmp_path / "cut")
     plain = tmp_path / "plain.npz"
     np.savez(plain, mu=np.zeros(5), sigma=np.eye(5))
     with pytest.raises(ValueError, match=r"references.pixels: .*plain.npz has 5 dimensions, the network gives 48"):

@@ -13,6 +13,7 @@ import diptych
 from diptych.data.sources.scenes import ScenesSource
 from diptych.flow.solvers import SOLVERS
 from diptych.flow.time import time_grid
+from diptych.frechet.distance import frechet_distance
 from diptych.interop.feature_networks import FeatureNetwork
 from diptych.methods.fd_loss import (
     BatchOnlyConfig,
@@ -158,6 +159,42 @@ def test_real_moments_are_computed_once(small_model, tmp_path):
     assert other.reference("pixels").count == 80
 
 
+def test_a_term_may_be_divided_by_the_distance_of_fresh_real_images(small_model, tmp_path):
+    plan = recipe(small_model)
+    stage = plan.stages["one_step"]
+    plan = replace(
+        plan,
+        stages={"one_step": replace(stage, num_steps=2, optimizer=replace(stage.optimizer, clip_norm=None))},
+        logging=replace(plan.logging, every_steps=1),
+        checkpoints=CheckpointConfig(every_steps=1),
+    )
+    plans = {"own": plan, "fresh": replace(plan, model=replace(plan.model, num_validation=80, weights={"pixels": 3.0}))}
+    lines, gradients = {}, {}
+    for name, one in plans.items():
+        run(one, tmp_path / name)
+        lines[name] = [line for line in logged(tmp_path / name) if line["event"] == "train"]
+        state = load_file(tmp_path / name / "checkpoints" / "step-000001" / "state" / "optimizer.safetensors")
+        gradients[name] = torch.cat([value.flatten() for key, value in state.items() if key.startswith("exp_avg/")])
+    companion = build_task(plan, tmp_path / "own").companion
+    fresh, real = companion.networks["pixels"].new_moments(), companion.reference("pixels")
+    fresh.update(companion.real_features(range(96, 176), ["pixels"])["pixels"])
+    unit = frechet_distance(fresh, real)
+    assert len(lines["fresh"]) == 2 and unit > 0
+    for line in lines["fresh"]:
+        assert line["loss"] == pytest.approx(3 * line["fd/pixels"] / unit, rel=1e-5)
+    distance = lines["own"][0]["fd/pixels"]
+    assert lines["own"][0]["loss"] == pytest.approx(distance / (distance + 0.01), rel=1e-5)
+    expected = gradients["own"] * 3 * (distance + 0.01) / unit
+    torch.testing.assert_close(gradients["fresh"], expected, rtol=0, atol=1e-5 * expected.abs().max().item())
+
+    shutil.copytree(tmp_path / "fresh", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "step-000002")
+    run(plans["fresh"], tmp_path / "resumed", resume=True)
+    assert [line["loss"] for line in logged(tmp_path / "resumed") if line["event"] == "train"] == [
+        line["loss"] for line in lines["fresh"]
+    ]
+
+
 def test_joint_distances_have_a_vector_of_the_prompt_that_training_does_not_move(small_model, tmp_path):
     plan = recipe(small_model, joint_width=6)
     task = build_task(plan, tmp_path / "run")
@@ -187,6 +224,7 @@ def test_what_cannot_be_trained_is_refused(small_model, tmp_path):
         ({"held_out": PIXELS}, "held_out names pixels, which is trained"),
         ({"weights": {"dino": 2.0}}, "weights names dino; the representations are pixels"),
         ({"num_reference": 1}, "num_reference must be at least 2, got 1"),
+        ({"num_validation": 1}, "num_validation must be 0 or at least 2, got 1"),
     ):
         with pytest.raises(ValueError, match=message):
             FDLossConfig(**{**fields, **changes})
@@ -196,6 +234,9 @@ def test_what_cannot_be_trained_is_refused(small_model, tmp_path):
     short = replace(plan, model=replace(plan.model, reference=replace(SCENES, num_scenes=50)))
     with pytest.raises(ValueError, match=r"model\.reference has 50 examples, but 64 are needed"):
         run(short, tmp_path / "short")
+    cut = replace(plan, stages={"one_step": replace(plan.stages["one_step"], gradient_accumulation=2)})
+    with pytest.raises(ValueError, match=r"stages\.one_step\.gradient_accumulation must be 1, got 2"):
+        run(cut, tmp_path / "cut")
     asked = replace(plan, data={"draw": replace(SCENES, task="question_answering")})
     with pytest.raises(ValueError, match="fd: the batch draws no image"):
         run(asked, tmp_path / "asked")

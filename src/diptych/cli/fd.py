@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from diptych.cli.parser import Parser, whole_number
 
 if TYPE_CHECKING:
     from diptych.cli.fd_report import Score
+    from diptych.cli.fd_saved import SavedScores
     from diptych.cli.fd_sides import Side, Work
     from diptych.frechet.features import Features
 
@@ -41,7 +43,8 @@ def add_arguments(parser: Parser) -> None:
         "--also",
         default="",
         metavar="NAMES",
-        help="more measures of the same features: kid, cmmd, fd-infinity, precision-recall, density-coverage",
+        help="more measures of the same features: kid, cmmd, fd-infinity, precision-recall, density-coverage, "
+        "inception-score",
     )
     parser.add_argument("--stats", metavar="FILE", help="also write the statistics of GENERATED to this .npz")
     parser.add_argument("--out", metavar="DIR", help="folder for fd.json and fd.svg (default: fd-GENERATED)")
@@ -82,44 +85,81 @@ def add_arguments(parser: Parser) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    from rich.console import Console
-
-    from diptych.cli.fd_others import check_others
-    from diptych.cli.fd_report import bar_chart, print_table
-    from diptych.cli.fd_sides import open_side
+    from diptych.cli.fd_others import check_classes, check_others
+    from diptych.cli.fd_saved import SavedScores, score_key
+    from diptych.cli.fd_sides import check_statistics, open_side
     from diptych.cli.models import writable_folder
     from diptych.data.picture_files import file_slug
-    from diptych.frechet.ratio import fdr_k
     from diptych.interop.feature_networks import load_features
 
     specs, others = _checked(arguments), _names(arguments.also)
     work = _work(arguments)
-    # a missing side is found before anything is computed
+    # a missing side, network or statistic is found before anything is computed
     words = [word for word in (arguments.generated, arguments.reference, arguments.val) if word is not None]
     statistics = [word for word in words if isinstance(open_side(word, work), Path)]
     check_others(others, arguments.generated, arguments.reference, statistics)
     name = Path(arguments.generated.rstrip("/")).name or "images"
     folder = writable_folder(arguments.out or f"fd-{file_slug(name)}")
-    scores: list[Score] = []
+    keys: dict[str, str] = {}
+    with_classes: list[bool] = []
     for spec in specs:
         features = load_features(spec, work.dtype)
-        score = _score(arguments, spec, features, work, others, several=len(specs) > 1)
-        if score is None:
-            continue
-        scores.append(score)
-        _write_json(folder / "fd.json", arguments, scores, None)  # what is done is saved before the next network runs
-    if arguments.reference is None:
-        return 0
+        with_classes.append(hasattr(features.network, "logits"))
+        _check_normaliser(arguments, features)
+        check_statistics(words, features, work)
+        keys[spec] = score_key(arguments, features, work, others)
+    check_classes(others, with_classes)
+    saved = SavedScores(folder / "fd.json", arguments, keys)
+    scores: dict[str, Score] = {} if arguments.stats is not None else saved.known()
+    try:
+        for spec in specs:
+            if spec in scores:
+                continue
+            if arguments.reference is not None:
+                saved.write(scores)  # what is done is saved before the next network runs
+            if len(specs) > 1:
+                features = load_features(spec, work.dtype)
+            score = _score(arguments, spec, features, work, others, several=len(specs) > 1)
+            if score is not None:
+                scores[spec] = score
+    except BaseException:
+        if scores:
+            print(
+                f"{len(scores)} of {len(specs)} networks are done; the same command goes on from there.",
+                file=sys.stderr,
+            )
+        raise
+    if arguments.reference is not None:
+        _show(saved, [scores[spec] for spec in specs], f"{name} against {arguments.reference}")
+    return 0
+
+
+def _show(saved: "SavedScores", scores: "list[Score]", title: str) -> None:
+    from rich.console import Console
+
+    from diptych.cli.fd_report import bar_chart, print_table
+    from diptych.frechet.ratio import fdr_k
+
     ratios = {score.features: score.fdr for score in scores if score.fdr is not None}
     mean = fdr_k(ratios) if len(ratios) == len(scores) else None
     print_table(scores, mean, Console(highlight=False))
     for warning in dict.fromkeys(line for score in scores for line in score.warnings):
         print(f"warning: {warning}")
-    _write_json(folder / "fd.json", arguments, scores, mean)
-    (folder / "fd.svg").write_text(bar_chart(scores, f"{name} against {arguments.reference}"), encoding="utf-8")
-    print(folder / "fd.json")
-    print(folder / "fd.svg")
-    return 0
+    saved.write(dict(zip(saved.keys, scores, strict=True)), mean)
+    chart = saved.path.with_suffix(".svg")
+    chart.write_text(bar_chart(scores, title), encoding="utf-8")
+    print(saved.path)
+    print(chart)
+
+
+def _check_normaliser(arguments: Namespace, features: "Features") -> None:
+    from diptych.frechet.ratio import PAPER_NORMALISERS
+
+    if arguments.paper_normalisers and features.name not in PAPER_NORMALISERS:
+        raise ValueError(
+            f"--paper-normalisers: the paper has none for {features.name}, only for "
+            f"{', '.join(PAPER_NORMALISERS)}. Give --val instead."
+        )
 
 
 def _score(
@@ -156,7 +196,7 @@ def _score(
         normaliser_source=source,
         normaliser_relative_error=error,
         fdr=None if normaliser is None else fdr(distance.value, normaliser),
-        others=other_scores(others, generated, reference, work.seed),
+        others=other_scores(others, generated, reference, features, work.seed),
         warnings=tuple(_warnings(generated, reference, features.dim)),
     )
 
@@ -169,11 +209,6 @@ def _normaliser(
     from diptych.frechet.ratio import PAPER_NORMALISERS, merged
 
     if arguments.paper_normalisers:
-        if features.name not in PAPER_NORMALISERS:
-            raise ValueError(
-                f"--paper-normalisers: the paper has none for {features.name}, only for "
-                f"{', '.join(PAPER_NORMALISERS)}. Give --val instead."
-            )
         known = PAPER_NORMALISERS[features.name]
         return known.value, known.source, known.relative_error
     if arguments.val is None:
@@ -212,23 +247,6 @@ def _save_statistics(path: Path, suffix: str, moments: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     moments.save(path)
     return path
-
-
-def _write_json(path: Path, arguments: Namespace, scores: "list[Score]", mean: float | None) -> None:
-    import torch
-
-    from diptych import __version__
-
-    content = {
-        "generated": arguments.generated,
-        "reference": arguments.reference,
-        "val": arguments.val,
-        "scores": [score.to_dict() for score in scores],
-        "fdr_k": mean,
-        "versions": {"diptych": __version__, "torch": torch.__version__},
-        "command": arguments.words,
-    }
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _checked(arguments: Namespace) -> list[str]:

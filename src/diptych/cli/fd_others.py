@@ -1,7 +1,7 @@
 """What ``diptych fd --also`` computes beside the Fréchet distance, from the features that are kept."""
 
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diptych.frechet.interval import Estimate
 
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from diptych.cli.fd_sides import Side
+    from diptych.frechet.features import Features
 
 
 def check_others(names: Sequence[str], generated: str, reference: str | None, statistics: Collection[str]) -> None:
@@ -21,22 +22,39 @@ def check_others(names: Sequence[str], generated: str, reference: str | None, st
     Raises:
         ValueError: an unknown measure, or one that needs what is not there.
     """
-    unknown = [name for name in names if name not in _MEASURES]
+    known = (*_MEASURES, "inception-score")
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"--also knows {', '.join(_MEASURES)}, but not {', '.join(unknown)}.")
+        raise ValueError(f"--also knows {', '.join(known)}, but not {', '.join(unknown)}.")
     for name in names:
         if reference is None:
             raise ValueError(f"--also {name} needs a REFERENCE to measure from.")
-        for side in (generated,) if name == "fd-infinity" else (generated, reference):
+        for side in (generated,) if name in _OF_GENERATED else (generated, reference):
             if side in statistics:
                 raise ValueError(f"--also {name} needs the images of {side}, which holds statistics alone.")
 
 
-def other_scores(names: Sequence[str], generated: "Side", reference: "Side", seed: int) -> dict[str, Estimate]:
-    """Each measure with its jack-knife error, by what it is printed as.
+def check_classes(names: Sequence[str], with_classes: Sequence[bool]) -> None:
+    """Refuses an Inception score where no network tells classes; one of several is enough.
+
+    Args:
+        with_classes: whether each network does.
+
+    Raises:
+        ValueError: none of them does.
+    """
+    if "inception-score" in names and not any(with_classes):
+        raise ValueError("--also inception-score needs a network with classes: --features inception.")
+
+
+def other_scores(
+    names: Sequence[str], generated: "Side", reference: "Side", features: "Features", seed: int
+) -> dict[str, Estimate]:
+    """Each measure with its error, by what it is printed as; a network without classes has no Inception score.
 
     Args:
         names: as `check_others` took them.
+        features: what the sides were measured with.
         seed: of the subsets of ``fd-infinity``.
 
     Raises:
@@ -44,7 +62,11 @@ def other_scores(names: Sequence[str], generated: "Side", reference: "Side", see
     """
     found: dict[str, Estimate] = {}
     for name in names:
-        found |= _MEASURES[name](generated, reference, seed)
+        found |= (
+            _inception_score(generated, features)
+            if name == "inception-score"
+            else _MEASURES[name](generated, reference, seed)
+        )
     return found
 
 
@@ -94,6 +116,30 @@ def _density_coverage(generated: "Side", reference: "Side", seed: int) -> dict[s
     found = density_coverage(_rows(generated), _rows(reference))
     return {"density": found.density, "coverage": found.coverage}
 
+
+def _inception_score(generated: "Side", features: "Features") -> dict[str, Estimate]:
+    """Of all images, and as papers print it: the mean over ten splits, without the bias of the last layer."""
+    import torch
+
+    from diptych.frechet.inception_score import inception_score, inception_score_of_splits
+
+    network: Any = features.network
+    if not hasattr(network, "logits"):
+        return {}
+    with torch.no_grad():
+        logits = network.cpu().logits(_rows(generated), use_bias=False)
+    probabilities = logits.double().softmax(1)
+    found = {"IS": inception_score(probabilities)}
+    if len(probabilities) >= 2 * NUM_SPLITS:
+        splits = inception_score_of_splits(probabilities, NUM_SPLITS)
+        error = splits.std / (NUM_SPLITS - 1) ** 0.5  # std divides by the number of splits
+        found[f"IS, {NUM_SPLITS} splits"] = Estimate(value=splits.mean, standard_error=error)
+    return found
+
+
+_OF_GENERATED = ("fd-infinity", "inception-score")
+"""Measures that need no images of the reference."""
+NUM_SPLITS = 10
 
 _MEASURES: dict[str, Callable[["Side", "Side", int], dict[str, Estimate]]] = {
     "kid": _kid,

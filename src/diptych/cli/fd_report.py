@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from diptych.frechet.interval import Estimate
@@ -45,10 +45,27 @@ class Score:
         values = asdict(self)
         values["distance"] = {key: value if math.isfinite(value) else None for key, value in values["distance"].items()}
         values["others"] = {
-            name: {"value": found.value, "low": found.interval[0], "high": found.interval[1]}
+            name: {**asdict(found), "low": found.interval[0], "high": found.interval[1]}
             for name, found in self.others.items()
         }
         return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Score":
+        """What `to_dict` was made of; raises ``KeyError`` or ``TypeError`` for anything else."""
+        distance = {key: math.nan if value is None else value for key, value in values["distance"].items()}
+        others = {
+            name: Estimate(value=found["value"], standard_error=found["standard_error"])
+            for name, found in values["others"].items()
+        }
+        known: dict[str, Any] = {
+            **{one.name: values[one.name] for one in fields(cls)},
+            "counts": tuple(values["counts"]),
+            "distance": DistanceEstimate(**distance),
+            "others": others,
+            "warnings": tuple(values["warnings"]),
+        }
+        return cls(**known)
 
 
 def print_table(scores: Sequence[Score], fdr_k: float | None, console: "Console") -> None:

@@ -114,6 +114,24 @@ def holds_statistics(path: Path) -> bool:
         return False
 
 
+def side_identity(word: str, work: Work) -> str:
+    """A hash that changes if what the word stands for does."""
+    opened = open_side(word, work)
+    return hashlib.sha256(opened.read_bytes()).hexdigest()[:16] if isinstance(opened, Path) else opened.identity
+
+
+def check_statistics(words: Sequence[str], features: Features, work: Work) -> None:
+    """Looks at the sides that are statistics, before features of the others are computed.
+
+    Raises:
+        ValueError: one is of another network or preprocessing, or damaged.
+    """
+    for word in words:
+        opened = open_side(word, work)
+        if isinstance(opened, Path):
+            _check_statistics(_load_statistics(opened), opened, features)
+
+
 def measure_side(word: str, spec: str, features: Features, work: Work) -> Side:
     """Moments of a side in one representation; features that are not in the cache are computed, with progress.
 
@@ -122,7 +140,7 @@ def measure_side(word: str, spec: str, features: Features, work: Work) -> Side:
     """
     opened = open_side(word, work)
     if isinstance(opened, Path):
-        moments = Moments.load(opened)
+        moments = _load_statistics(opened)
         _check_statistics(moments, opened, features)
         return Side(word, [moments], None)
     folder = extraction_folder(work.cache, opened, features, work.rule)
@@ -140,6 +158,13 @@ def measure_side(word: str, spec: str, features: Features, work: Work) -> Side:
         raise ValueError(f"{word}: a covariance needs at least 2 pictures, got {num}.")
     groups = extracted.grouped_moments(features, NUM_GROUPS if num >= 2 * NUM_GROUPS else 1)
     return Side(word, groups, extracted)
+
+
+def _load_statistics(path: Path) -> Moments:
+    try:
+        return Moments.load(path)
+    except ValueError as error:
+        raise ValueError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 
 def _check_statistics(moments: Moments, path: Path, features: Features) -> None:

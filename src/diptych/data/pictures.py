@@ -105,7 +105,8 @@ def decode_picture(data: bytes, name: str) -> Picture:
         return Picture(name, None, fault=error.reason)
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         facts = {
-            "16-bit": image.mode.startswith("I"),
+            # Pillow opens 16-bit colours as 8-bit ones; byte 24 of a PNG is its depth
+            "16-bit": image.mode.startswith("I") or (image.format == "PNG" and data[24] == 16),
             "CMYK": image.mode == "CMYK",
             "animated": getattr(image, "n_frames", 1) > 1,
             "transparent": image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info,
@@ -181,7 +182,10 @@ def _tar_pictures(path: str) -> EncodedPictures:
 
 
 def _dataset_pictures(path: str, split: str) -> EncodedPictures:
-    dataset = open_dataset(HuggingFaceSource(path=path, split=split))
+    try:
+        dataset = open_dataset(HuggingFaceSource(path=path, split=split))
+    except ValueError as error:
+        raise ValueError(str(error) if path in str(error) else f"{path}: {error}") from None
     column = next((name for name in HUGGINGFACE_COLUMNS.image if name in dataset.column_names), None)
     if column is None:
         raise ValueError(

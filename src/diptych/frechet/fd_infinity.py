@@ -5,6 +5,7 @@ are not compared fairly at any N. A line through the distances of several N, ove
 Differs from the paper's code in that the images are given (no Sobol sequences).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,12 +59,26 @@ def fd_infinity(
         subset = Moments(features.shape[1], network=reference.network, preprocessing=reference.preprocessing)
         subset.update(features[order[:size].to(features.device)])
         distances.append(frechet_distance(subset, reference))
+    return FDInfinity(estimate=extrapolate(sizes, distances), sizes=tuple(sizes), distances=tuple(distances))
+
+
+def extrapolate(sizes: Sequence[int], distances: Sequence[float]) -> Estimate:
+    """Where the least-squares line through distances over 1 / N ends, with its jack-knife over the points.
+
+    For distances that were measured at several N elsewhere.
+
+    Raises:
+        ValueError: fewer than three points, or not as many distances as sizes.
+    """
+    if len(sizes) != len(distances) or len(sizes) < 3:
+        raise ValueError(
+            f"extrapolate needs at least 3 sizes and a distance for each, got {len(sizes)} and {len(distances)}."
+        )
     inverse = 1 / torch.tensor(sizes, dtype=torch.float64)
     values = torch.tensor(distances, dtype=torch.float64)
-    others = ~torch.eye(num_points, dtype=torch.bool)
+    others = ~torch.eye(len(sizes), dtype=torch.bool)
     left_out = torch.stack([_intercept(inverse[kept], values[kept]) for kept in others])
-    estimate = Estimate(value=_intercept(inverse, values).item(), standard_error=jackknife_variance(left_out) ** 0.5)
-    return FDInfinity(estimate=estimate, sizes=tuple(sizes), distances=tuple(distances))
+    return Estimate(value=_intercept(inverse, values).item(), standard_error=jackknife_variance(left_out) ** 0.5)
 
 
 def _intercept(x: Tensor, y: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Moments on disk: the ``.npz`` files of the field, with what they leave out.
 
-``mu`` and ``sigma`` are as pytorch-fid, clean-fid, ADM and FD-loss read and write them; ``count``, ``network``,
-``preprocessing`` and ``feature_dtype`` are ours. No pickles are read.
+``mu`` and ``sigma`` are as pytorch-fid, clean-fid and FD-loss read and write them, and as ADM writes them (its reader
+wants images and spatial statistics beside them); ``count``, ``network``, ``preprocessing`` and ``feature_dtype`` are
+ours. No pickles are read.
 """
 
 import os

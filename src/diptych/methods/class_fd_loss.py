@@ -36,6 +36,7 @@ from diptych.models.denoisers.jit import JiT
 from diptych.models.denoisers.pmf import MeanFlowCondition, MiT
 from diptych.objectives.loss_term import LossTerm, Objective
 from diptych.objectives.randomness import normal_from_seeds
+from diptych.train.checks import check_whole_batches
 from diptych.train.recipe import Buildable, Stage
 from diptych.unified.folder import load_part, read_manifest, resolve, save_parts
 
@@ -208,6 +209,10 @@ class ClassFDLossConfig:
     """Files of real moments by the same names: ``diptych fd --stats`` writes them, and those of FD-loss are read."""
     weights: dict[str, float] = field(default_factory=dict)
     """w of a representation; 1 where it is not named."""
+    validation_distances: dict[str, float] = field(default_factory=dict)
+    """Distances of fresh real images from ``references``, which divide a representation's distance for ever (its FDr
+    then); ``diptych fd VALIDATION REFERENCE`` finds them. One that is not named is divided by itself, as in the paper.
+    """
     population: Any
     """Whom a batch stands for: a config of ``methods.fd_loss``, whose ``build(dim, num_steps)`` gives an estimator."""
     constant: float = 0.01
@@ -232,11 +237,16 @@ class ClassFDLossConfig:
                 f"model.references must have a file for each of {', '.join(self.representations)}, "
                 f"got {', '.join(self.references) or 'none'}."
             )
-        unknown = sorted(set(self.weights) - set(self.representations))
-        if unknown:
-            raise ValueError(
-                f"model.weights names {', '.join(unknown)}; the representations are {', '.join(self.representations)}."
-            )
+        for name in ("weights", "validation_distances"):
+            unknown = sorted(set(getattr(self, name)) - set(self.representations))
+            if unknown:
+                raise ValueError(
+                    f"model.{name} names {', '.join(unknown)}; the representations are "
+                    f"{', '.join(self.representations)}."
+                )
+        for name, distance in self.validation_distances.items():
+            if not distance > 0:
+                raise ValueError(f"model.validation_distances.{name} must be positive, got {distance}.")
         if self.num_warm_start < 2:
             raise ValueError(f"model.num_warm_start must be at least 2, got {self.num_warm_start}.")
 
@@ -330,7 +340,12 @@ class ClassFDPostTraining:
         return found
 
     def begin_stage(self, name: str, stage: Stage, is_new: bool) -> None:
-        """The population of the generator as it is."""
+        """The population of the generator as it is.
+
+        Raises:
+            ValueError: the stage accumulates gradients, of which each would see a population of its own.
+        """
+        check_whole_batches(name, stage)
         self.model.eval()
         self.loss = FDLoss(
             {
@@ -338,6 +353,7 @@ class ClassFDPostTraining:
                     reference=FrechetReference.of(moments, self.model.device),
                     estimator=self.config.population.build(moments.dim, stage.num_steps),
                     weight=self.config.weights.get(key, 1.0),
+                    validation_distance=self.config.validation_distances.get(key),
                     route=WarmRoute.within(self.config.gradient_tolerance),
                 )
                 for key, moments in self.references.items()

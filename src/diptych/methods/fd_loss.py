@@ -44,6 +44,7 @@ from diptych.frechet.warm_route import WarmRoute
 from diptych.objectives.loss_term import LossTerm, Objective
 from diptych.objectives.randomness import normal_from_seeds
 from diptych.scenes.scores import Score, ScoreTable
+from diptych.train.checks import check_whole_batches
 from diptych.train.recipe import Stage
 from diptych.unified import UnifiedModel
 
@@ -126,6 +127,9 @@ class FDLossConfig:
     """Real images with their captions: a source config of the task ``text_to_image``."""
     num_reference: int = 20_000
     """Images from the start of ``reference`` that the real moments are taken of; those after them are validation."""
+    num_validation: int = 0
+    """Images after those, whose distance from them divides a representation's distance for ever (its FDr then, which
+    gives no space more weight as it comes near); 0 is the paper's division by the distance itself."""
     num_warm_start: int = 4096
     """Images that the untrained generator draws for the first population; 10 for each feature or more."""
     joint_width: int = 0
@@ -154,6 +158,8 @@ class FDLossConfig:
         for name, least in (("num_reference", 2), ("num_warm_start", 2), ("joint_width", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"model.{name} must be at least {least}, got {getattr(self, name)}.")
+        if self.num_validation != 0 and self.num_validation < 2:
+            raise ValueError(f"model.num_validation must be 0 or at least 2, got {self.num_validation}.")
 
     def build(self) -> UnifiedModel:
         """The model to be post-trained.
@@ -220,7 +226,12 @@ class FDPostTraining:
     # -- what is kept from step to step ------------------------------------------------------------------------------
 
     def begin_stage(self, name: str, stage: Stage, is_new: bool) -> None:
-        """Real moments, computed once a run, and the population of the generator as it is."""
+        """Real moments, computed once a run, and the population of the generator as it is.
+
+        Raises:
+            ValueError: the stage accumulates gradients, of which each would see a population of its own.
+        """
+        check_whole_batches(name, stage)
         self.model.eval()
         references = {key: self.reference(key, self.prompt_vectors) for key in self.trained}
         self.loss = FDLoss(
@@ -229,6 +240,7 @@ class FDPostTraining:
                     reference=FrechetReference.of(moments, self.model.device),
                     estimator=self.config.population.build(moments.dim, stage.num_steps),
                     weight=self.config.weights.get(key, 1.0),
+                    validation_distance=self._validation_distance(key, moments),
                     route=WarmRoute.within(self.config.gradient_tolerance),
                 )
                 for key, moments in references.items()
@@ -259,18 +271,29 @@ class FDPostTraining:
 
     def reference(self, name: str, prompt_vectors: "PromptVectors | None" = None) -> Moments:
         """Moments of the real images in one space; read again where a file of this run has them."""
+        return self._real_moments(name, range(self.config.num_reference), prompt_vectors)
+
+    def _validation_distance(self, name: str, reference: Moments) -> float | None:
+        """Of the images after the reference's, from these; None where a distance is divided by itself."""
+        start, num = self.config.num_reference, self.config.num_validation
+        if not num:
+            return None
+        fresh = self._real_moments(name, range(start, start + num), self.prompt_vectors, "-validation")
+        return frechet_distance(fresh, reference)
+
+    def _real_moments(
+        self, name: str, indices: range, prompt_vectors: "PromptVectors | None", suffix: str = ""
+    ) -> Moments:
         network = self.networks[name]
-        preprocessing = (
-            network.fingerprint if prompt_vectors is None else f"{network.fingerprint}+{prompt_vectors.name}"
-        )
-        path = self.folder / (f"{name}.npz" if prompt_vectors is None else f"{name}-joint.npz")
+        joint = "" if prompt_vectors is None else f"+{prompt_vectors.name}"
+        path = self.folder / f"{name}{'-joint' if joint else ''}{suffix}.npz"
         if path.is_file():
             saved = Moments.load(path)
             known = (saved.network, saved.preprocessing, saved.count)
-            if known == (network.network_id, preprocessing, self.config.num_reference):
+            if known == (network.network_id, network.fingerprint + joint, len(indices)):
                 return saved
-        rows = self.real_features(range(self.config.num_reference), [name], prompt_vectors)[name]
-        moments = Moments(rows.shape[1], network=network.network_id, preprocessing=preprocessing)
+        rows = self.real_features(indices, [name], prompt_vectors)[name]
+        moments = Moments(rows.shape[1], network=network.network_id, preprocessing=network.fingerprint + joint)
         moments.update(rows.cpu())
         self.folder.mkdir(parents=True, exist_ok=True)
         moments.save(path)

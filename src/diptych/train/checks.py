@@ -5,7 +5,7 @@ from typing import Any
 
 from diptych.train.nearest import nearest
 from diptych.train.parts import matching_parts, parts_of
-from diptych.train.recipe import Recipe
+from diptych.train.recipe import Recipe, Stage
 from diptych.train.task import TrainingTask
 
 
@@ -47,3 +47,16 @@ def check_batch_sizes(recipe: Recipe[Any], num_processes: int) -> None:
                 f"{stage.batch_size}, {num_processes} and {stage.gradient_accumulation}. "
                 f"Use {max(1, round(stage.batch_size / unit)) * unit}."
             )
+
+
+def check_whole_batches(name: str, stage: Stage) -> None:
+    """For losses of a batch as a whole, which are not sums over micro-batches.
+
+    Raises:
+        ValueError: the stage accumulates gradients.
+    """
+    if stage.gradient_accumulation > 1:
+        raise ValueError(
+            f"stages.{name}.gradient_accumulation must be 1, got {stage.gradient_accumulation}: its loss is of a batch "
+            "as a whole. Use more processes, or model.checkpoint_activations, for batches that do not fit."
+        )
