@@ -284,6 +284,7 @@ def judge(folder: "EvaluationFolder", arguments: Namespace, about: Mapping[str, 
 
     from diptych.cli.score_tables import print_scores
     from diptych.evals.harness import score_run
+    from diptych.evals.processes import judge_in_processes
     from diptych.evals.report import write_report
     from diptych.evals.results_file import write_results
     from diptych.evals.scores_file import write_scores
@@ -291,10 +292,12 @@ def judge(folder: "EvaluationFolder", arguments: Namespace, about: Mapping[str, 
     run = folder.read_run()
     if arguments.export:
         export(folder, run, arguments.export)
+    looks = chosen_judge(arguments)
+    if arguments.processes > 1 and looks is None:
+        with progress_bars("judging") as report:
+            judge_in_processes(folder, arguments.processes, report)
     with progress_bars("judging") as report:
-        results, references, unjudged = score_run(
-            folder, judge=chosen_judge(arguments), missing=arguments.missing, progress=report
-        )
+        results, references, unjudged = score_run(folder, judge=looks, missing=arguments.missing, progress=report)
     for reason in unjudged.values():
         print(f"Not judged: {reason}.", file=sys.stderr)
     if not results:

@@ -105,7 +105,7 @@ def read_scores(path: str | Path) -> list[ScoreTable]:
         version = content["format_version"]
         if version > FORMAT_VERSION:
             raise ValueError(f"it has format version {version}, this diptych reads up to {FORMAT_VERSION}")
-        return [_table(entry) for entry in content["tables"]]
+        return [ScoreTable.from_dict(entry) for entry in content["tables"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as scores: {error!s}. Evaluate the model again.") from None
 
@@ -181,10 +181,3 @@ def _note(benchmark: str, tables: Sequence[ScoreTable]) -> str:
 def estimate_of(score: Score) -> Estimate:
     """A score as reports show it."""
     return Estimate(value=score.value, low=score.low, high=score.high, count=score.num_items)
-
-
-def _table(entry: Mapping[str, Any]) -> ScoreTable:
-    categories = {name: Score(**score) for name, score in entry["categories"].items()}
-    return ScoreTable(
-        entry["benchmark"], entry["contender"], Score(**entry["overall"]), categories, entry.get("details", {})
-    )

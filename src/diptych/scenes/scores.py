@@ -45,6 +45,12 @@ class ScoreTable:
         """JSON-able."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> "ScoreTable":
+        """What ``to_dict`` gave, after JSON."""
+        categories = {name: Score(**score) for name, score in entry["categories"].items()}
+        return cls(entry["benchmark"], entry["contender"], Score(**entry["overall"]), categories, entry.get("details", {}))
+
 
 def bootstrap_interval(
     values: Sequence[float | bool], groups: Sequence[str] | None = None, num: int = NUM_BOOTSTRAP, seed: int = 0
