@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from diptych.evals.harness import OpenContender, Run
     from diptych.evals.manifest import EvaluationFolder
     from diptych.evals.score import TaskResult
+    from diptych.evals.tasks import TaskEntry
     from diptych.scenes.scores import ScoreTable
+
+PICTURES_A_SECOND, ANSWERS_A_SECOND = 4, 10
+"""For estimates of the list, where no model is at hand."""
 
 DESCRIPTION = """\
 Measures a model in two phases. The first makes everything that the tasks ask for and keeps it in a folder; the second
@@ -161,10 +165,25 @@ def task_list() -> str:
     for name, entry in KNOWN.items():
         lines.append(f"{name:<18}{entry.summary}")
         lines.append(f"{'':<18}needs {', '.join(entry.needs)}{'; ' + entry.files if entry.files else ''}")
+        lines.append(f"{'':<18}{_work_of(entry)}; judged by {entry.judge}")
     lines.append(f"{'lmms:TASK':<18}a task of lmms-eval that asks for words about pictures")
     lines.append(f"{'':<18}needs image_to_text; pip install 'diptych[lmms]'")
     lines.append(f"{'(entropy)':<18}entropy of hidden states by layer, which is no score: `diptych probe MODEL`")
+    lines.append("")
+    lines.append(
+        f"Times are those of a model with {PICTURES_A_SECOND} pictures and {ANSWERS_A_SECOND} answers a second,"
+    )
+    lines.append("as diptych-scenes has them on two cores, without the judge; --dry-run measures those of MODEL.")
     return "\n".join(lines)
+
+
+def _work_of(entry: "TaskEntry") -> str:
+    """How many pictures and answers a task asks for, and how long that takes."""
+    counted = [f"{entry.pictures:,} pictures, {entry.per_prompt} a prompt"] if entry.pictures else []
+    counted += [f"{entry.answers:,} answers"] if entry.answers else []
+    seconds = entry.pictures / PICTURES_A_SECOND + entry.answers / ANSWERS_A_SECOND
+    took = f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return f"{' and '.join(counted)} (about {took})" if counted else f"{entry.per_prompt} picture a prompt"
 
 
 def chosen_tasks(text: str | None) -> list[str]:

@@ -49,7 +49,8 @@ class ScoreTable:
     def from_dict(cls, entry: Mapping[str, Any]) -> "ScoreTable":
         """What ``to_dict`` gave, after JSON."""
         categories = {name: Score(**score) for name, score in entry["categories"].items()}
-        return cls(entry["benchmark"], entry["contender"], Score(**entry["overall"]), categories, entry.get("details", {}))
+        overall, details = Score(**entry["overall"]), entry.get("details", {})
+        return cls(entry["benchmark"], entry["contender"], overall, categories, details)
 
 
 def bootstrap_interval(
