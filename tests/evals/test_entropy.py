@@ -47,6 +47,23 @@ def test_conditional_is_none_for_a_copy_and_grows_to_one_bit():
     assert pair_entropy(flat, flat).joint == pytest.approx(0, abs=1e-9)
 
 
+def test_whose_response_depends_on_its_prompt_leads_and_no_trivial_one_does():
+    """The excess of own prompts over others': copies before half copies, and nothing for chance and a constant."""
+    prompts, constant = [normal(16, seed=seed) for seed in range(8)], normal(16, seed=99)
+
+    def excess(responses):
+        pairs = [(prompt, prompts[index - 1], responses[index]) for index, prompt in enumerate(prompts)]
+        own = [pair_entropy(prompt, response).conditional for prompt, _, response in pairs]
+        return sum(own) / 8 - sum(pair_entropy(other, response).conditional for _, other, response in pairs) / 8
+
+    oracle = excess(prompts)
+    partial = excess([0.95 * prompt + 0.3 * normal(16, seed=50 + index) for index, prompt in enumerate(prompts)])
+    chance = excess([normal(16, seed=100 + index) for index in range(8)])
+    assert oracle < partial < -0.1 and oracle < -0.8
+    for trivial in (chance, excess([constant] * 8), excess([constant[:1].repeat(16, 1)] * 8)):
+        assert abs(trivial) < 0.05
+
+
 def test_scale_and_place_have_no_influence():
     prompt, response = normal(8), normal(8, seed=1)
     plain, moved = pair_entropy(prompt, response), pair_entropy(100 * prompt + 7, 100 * response + 7)

@@ -15,16 +15,13 @@ from diptych.cli.judges import chosen_judge
 from diptych.cli.models import add_device_options, writable_folder
 from diptych.cli.parser import Parser, picture_size, whole_number
 from diptych.cli.scene_scores import SPLITS, TASKS, chosen_names, progress_bars
+from diptych.cli.task_lists import outlook_table, task_list
 
 if TYPE_CHECKING:
     from diptych.evals.harness import OpenContender, Run
     from diptych.evals.manifest import EvaluationFolder
     from diptych.evals.score import TaskResult
-    from diptych.evals.tasks import TaskEntry
     from diptych.scenes.scores import ScoreTable
-
-PICTURES_A_SECOND, ANSWERS_A_SECOND = 4, 10
-"""For estimates of the list, where no model is at hand."""
 
 DESCRIPTION = """\
 Measures a model in two phases. The first makes everything that the tasks ask for and keeps it in a folder; the second
@@ -157,35 +154,6 @@ def write_lmms_tasks(arguments: Namespace) -> int:
     return 0
 
 
-def task_list() -> str:
-    """The tasks with what they need."""
-    from diptych.evals.tasks import TASKS as KNOWN
-
-    lines = []
-    for name, entry in KNOWN.items():
-        lines.append(f"{name:<18}{entry.summary}")
-        lines.append(f"{'':<18}needs {', '.join(entry.needs)}{'; ' + entry.files if entry.files else ''}")
-        lines.append(f"{'':<18}{_work_of(entry)}; judged by {entry.judge}")
-    lines.append(f"{'lmms:TASK':<18}a task of lmms-eval that asks for words about pictures")
-    lines.append(f"{'':<18}needs image_to_text; pip install 'diptych[lmms]'")
-    lines.append(f"{'(entropy)':<18}entropy of hidden states by layer, which is no score: `diptych probe MODEL`")
-    lines.append("")
-    lines.append(
-        f"Times are those of a model with {PICTURES_A_SECOND} pictures and {ANSWERS_A_SECOND} answers a second,"
-    )
-    lines.append("as diptych-scenes has them on two cores, without the judge; --dry-run measures those of MODEL.")
-    return "\n".join(lines)
-
-
-def _work_of(entry: "TaskEntry") -> str:
-    """How many pictures and answers a task asks for, and how long that takes."""
-    counted = [f"{entry.pictures:,} pictures, {entry.per_prompt} a prompt"] if entry.pictures else []
-    counted += [f"{entry.answers:,} answers"] if entry.answers else []
-    seconds = entry.pictures / PICTURES_A_SECOND + entry.answers / ANSWERS_A_SECOND
-    took = f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-    return f"{' and '.join(counted)} (about {took})" if counted else f"{entry.per_prompt} picture a prompt"
-
-
 def chosen_tasks(text: str | None) -> list[str]:
     """Names of tasks; ``scenes`` means the first four, ``all`` those that need no files; empty where none is given.
 
@@ -243,27 +211,6 @@ def planned_run(
     for reason in dict.fromkeys(plan.skipped.values()):
         print(f"Skipped: {reason}.", file=sys.stderr)
     return plan
-
-
-def outlook_table(folder: "EvaluationFolder", plan: "Run", arguments: Namespace) -> str:
-    """Samples that are there and missing, with the time they would take."""
-    from diptych.evals.harness import outlook
-
-    found = outlook(folder, plan, arguments.batch_size, arguments.processes)
-    lines = [f"{'task':<28}{'samples':>9}{'there':>9}{'to make':>9}{'about':>10}"]
-    for one in found:
-        there = one.num_samples - one.num_missing
-        lines.append(f"{one.label:<28}{one.num_samples:>9}{there:>9}{one.num_missing:>9}{_duration(one.seconds):>10}")
-    total = sum(one.seconds or 0.0 for one in found)
-    counts = [sum(one.num_samples for one in found), sum(one.num_missing for one in found)]
-    lines.append(f"{'in all':<28}{counts[0]:>9}{counts[0] - counts[1]:>9}{counts[1]:>9}{_duration(total):>10}")
-    return "\n".join(lines)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
 def write_plan_and_produce(

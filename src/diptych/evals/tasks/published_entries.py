@@ -207,7 +207,7 @@ PUBLISHED_ENTRIES: dict[str, TaskEntry] = {
         has_splits=False,
         pictures=4_260,
         per_prompt=4,
-        judge="mPLUG-large, on a GPU: some 53,000 questions",
+        judge="mPLUG-large, on a GPU",
     ),
     "wise": TaskEntry(
         "WISE on the scale of the paper: 1,000 prompts that need knowledge, three marks of 0 to 2",
@@ -295,7 +295,6 @@ PUBLISHED_ENTRIES: dict[str, TaskEntry] = {
         _gedit("en"),
         files="--images DATASET; --judge JUDGE or the folder of *_gpt_score.csv, or --export DIR",
         has_splits=False,
-        pictures=606,
         judge="GPT-4.1 or Qwen2.5-VL-72B: two questions a picture",
     ),
     "gedit-cn": TaskEntry(
@@ -304,7 +303,6 @@ PUBLISHED_ENTRIES: dict[str, TaskEntry] = {
         _gedit("cn"),
         files="--images DATASET; --judge JUDGE or the folder of *_gpt_score.csv, or --export DIR",
         has_splits=False,
-        pictures=606,
         judge="GPT-4.1 or Qwen2.5-VL-72B: two questions a picture",
     ),
     "rise": TaskEntry(

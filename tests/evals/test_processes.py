@@ -1,0 +1,42 @@
+"""Work in several processes: what they tell is heard, what they raise is raised, and a kill is said."""
+
+import os
+import signal
+
+import pytest
+
+from diptych.evals.processes import in_processes
+
+pytestmark = pytest.mark.process
+
+
+def told(tell, *values):
+    """Says what it was given, and how many threads it may have."""
+    for value in values:
+        if value == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if value == "fail":
+            raise ValueError("the model is broken")
+        tell("made", value, os.environ["OMP_NUM_THREADS"])
+
+
+def test_all_that_is_told_is_heard_and_the_cores_are_shared(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    heard = []
+    in_processes(told, [("a", "b"), ("c",)], lambda *values: heard.append(values), cores=4)
+    assert sorted(heard) == [("made", "a", "2"), ("made", "b", "2"), ("made", "c", "2")]
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("job", "error", "message"),
+    [
+        ("die", RuntimeError, "a process ended with code -9. What was made is kept: run the same command again"),
+        ("fail", ValueError, "the model is broken"),
+    ],
+)
+def test_a_process_that_is_killed_or_fails_is_told(job, error, message):
+    heard = []
+    with pytest.raises(error, match=message):
+        in_processes(told, [("a", job)], lambda *values: heard.append(values))
+    assert heard[:1] == [("made", "a", heard[0][2])]
