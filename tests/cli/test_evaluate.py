@@ -42,7 +42,7 @@ def test_the_list_says_what_each_task_needs(capsys):
     text = run(capsys, "--list").out
     for name in ("geneval", "questions", "editing", "multi-reference", "xtc", "geneval-official", "do-undo", "gsi",
                  "do-undo-official", "gsi-official", "dpg", "dpg-official", "wise", "wise-verified", "geneval2",
-                 "t2i-compbench", "hpsv2", "hpsv3", "image-reward", "mjhq"):  # fmt: skip
+                 "t2i-compbench", "hpsv2", "hpsv3", "image-reward", "mjhq", "xtc-official"):  # fmt: skip
         assert f"\n{name} " in f"\n{text}"
     assert "--prompts annotations_test.json, --images FRAMES; --export DIR and --verdicts CSV to judge" in text
     assert "2,212 pictures, 4 a prompt (about 9 min); judged by Mask2Former Swin-S and CLIP ViT-L/14, on a GPU" in text

@@ -36,7 +36,5 @@ def test_all_that_is_told_is_heard_and_the_cores_are_shared(monkeypatch):
     ],
 )
 def test_a_process_that_is_killed_or_fails_is_told(job, error, message):
-    heard = []
     with pytest.raises(error, match=message):
-        in_processes(told, [("a", job)], lambda *values: heard.append(values))
-    assert heard[:1] == [("made", "a", heard[0][2])]
+        in_processes(told, [("a", job)], lambda *values: None)

@@ -77,12 +77,13 @@ def test_what_changes_the_output_changes_the_key():
         (replace(request, rewriter="longer@1"), *base[1:]),
         (replace(request, kind="text"), *base[1:]),
         (replace(request, choices=("yes",)), *base[1:]),
-        (replace(request, parts=(Text("a circle", is_thought=True),)), *base[1:]),
+        *[(replace(request, parts=(Text("a circle", role="assistant", is_thought=is_thought),)), *base[1:])
+          for is_thought in (False, True)],
         *[(request, {**base[1], name: value}, base[2]) for name, value in
           (("steps", 21), ("size", [64, 32]), ("guidance", 3.0))],
         (*base[:2], {"fingerprint": "y"}),
     ]  # fmt: skip
-    assert len({key(*one) for one in changed}) == len(changed) == 15
+    assert len({key(*one) for one in changed}) == len(changed) == 16
     assert key(*base) == key(base[0], dict(reversed(base[1].items())), base[2])
 
 

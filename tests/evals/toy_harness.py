@@ -10,9 +10,9 @@ import signal
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np

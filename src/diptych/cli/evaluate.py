@@ -72,7 +72,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--prompts", metavar="FILE", help="of an official benchmark: its prompts; --list says which file"
     )
-    parser.add_argument("--images", metavar="DIR", help="of do-undo-official: frames; of gsi-official: its data set")
+    parser.add_argument(
+        "--images", metavar="DIR", help="of do-undo-official: frames; of gsi-official and xtc-official: data"
+    )
     parser.add_argument("--include-path", metavar="DIR", help="of lmms:TASK: a folder of further tasks of lmms-eval")
     parser.add_argument(
         "--lmms-tasks", metavar="DIR", help="write the tasks for lmms-eval's --include_path, and stop; needs no MODEL"
@@ -293,6 +295,7 @@ def export(folder: "EvaluationFolder", run: Mapping[str, Any], target: str) -> N
     from diptych.evals.tasks.gedit import write_sources
     from diptych.evals.tasks.geneval import GenEval
     from diptych.evals.tasks.official_results import export_named
+    from diptych.evals.tasks.xtc_official import ConsistencyOfficial, export_answers
 
     official = [name for name, known in KNOWN.items() if not known.has_splits]
     entries = [entry for entry in run["tasks"] if entry["name"] in official]
@@ -307,6 +310,8 @@ def export(folder: "EvaluationFolder", run: Mapping[str, Any], target: str) -> N
         print(f"{write(folder, task, entry['keys'], place)} pictures in {place}", file=sys.stderr)
         if entry["name"].startswith("gedit"):
             write_sources(task, place)
+        if isinstance(task, ConsistencyOfficial):
+            print(f"{export_answers(folder, task, entry['keys'], place)} answers in {place}", file=sys.stderr)
 
 
 def in_order(own: Sequence["ScoreTable"], references: Sequence["ScoreTable"]) -> list["ScoreTable"]:

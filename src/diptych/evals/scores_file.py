@@ -33,6 +33,11 @@ EXPLAINED = {
         "answered right times facts drawn right is the floor, which independent abilities reach; raw agreement (CCTA) "
         "also counts being wrong on both sides.",
     ),
+    "xtc-official": (
+        "XTC-Bench",
+        "AW-CCTA on photographs: do answers and drawings agree, fact by fact, because both are right, as the official "
+        "judge marks them? The floor is what independent abilities of this strength reach.",
+    ),
     "do-undo": (
         "Do and undo",
         "How far was each edit done, and how much of the source came back when it was taken back from the model's own "

@@ -11,6 +11,7 @@ from diptych.evals.tasks.geneval import Detector
 from diptych.evals.tasks.geneval2 import AtomScores
 from diptych.evals.tasks.official_results import DoUndoResults, SpatialResults
 from diptych.evals.tasks.t2i_compbench import CompResults
+from diptych.evals.tasks.xtc_official import FactMarks
 from diptych.scenes.split import Split
 
 NUM_PER_CATEGORY = 60
@@ -60,7 +61,9 @@ class TaskOptions:
         }
 
 
-Judge: TypeAlias = Detector | VisionJudge | RewardModel | DoUndoResults | SpatialResults | AtomScores | CompResults
+Judge: TypeAlias = (
+    Detector | VisionJudge | RewardModel | DoUndoResults | SpatialResults | AtomScores | CompResults | FactMarks
+)
 """What judges a published benchmark: a detector, what answers questions or rates, or an official scorer's results."""
 
 Builder = Callable[[TaskOptions, Judge | None], Task]

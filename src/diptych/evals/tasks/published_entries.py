@@ -24,6 +24,7 @@ from diptych.evals.tasks.rise import rise_task
 from diptych.evals.tasks.t2i_compbench import OFFICIAL_SAMPLES as COMPBENCH_SAMPLES
 from diptych.evals.tasks.t2i_compbench import CompResults, compbench_task
 from diptych.evals.tasks.wise import Scale, wise_task
+from diptych.evals.tasks.xtc_official import FactMarks, consistency_official
 
 
 def _geneval(options: TaskOptions, judge: Judge | None) -> Task:
@@ -188,6 +189,20 @@ def _gsi_official(options: TaskOptions, judge: Judge | None) -> Task:
     )
 
 
+def _xtc_official(options: TaskOptions, judge: Judge | None) -> Task:
+    if not options.images:
+        raise ValueError(
+            "xtc-official needs its photographs, captions and questions: give --images a bundle of XTC-Bench, such as "
+            "gt-1000-coco."
+        )
+    return consistency_official(
+        options.images,
+        marks=judge if isinstance(judge, FactMarks) else None,
+        number=options.num_per_category,
+        seed=options.seed,
+    )
+
+
 PUBLISHED_ENTRIES: dict[str, TaskEntry] = {
     "geneval-official": TaskEntry(
         "GenEval itself: 553 prompts about photographs, four pictures each",
@@ -313,6 +328,14 @@ PUBLISHED_ENTRIES: dict[str, TaskEntry] = {
         has_splits=False,
         pictures=360,
         judge="GPT-4.1-2025-04-14, a service: up to three questions a picture",
+    ),
+    "xtc-official": TaskEntry(
+        "XTC-Bench itself: photographs asked about, and drawn from their captions",
+        ("image_to_text", "text_to_image"),
+        _xtc_official,
+        files="--images BUNDLE; --export DIR and --verdicts DIR to judge",
+        has_splits=False,
+        judge="a segmenter, a scene-graph model and Qwen2.5-VL-32B, on several GPUs",
     ),
     "do-undo-official": TaskEntry(
         "Do-Undo Bench itself: actions in kitchens, done and undone",
