@@ -81,7 +81,7 @@ def test_drawings_and_answers_go_to_the_official_judge_and_its_marks_come_back(b
     marks(tmp_path / "v" / "ige_scored_m.jsonl", g, unmatched=(1, 6))
     assert main(["evaluate", str(tmp_path / "s"), "--phase", "score", "--verdicts", str(tmp_path / "v")]) == 0
     (table,) = read_scores(tmp_path / "s" / "scores.json")
-    # consistency_agreement.py: means of (1 - |v - u|) (v + u) / 2, over what has both marks; here what lacks one is wrong.
+    # As in consistency_agreement.py, which however passes over what lacks a mark; here it is wrong.
     own = [(1 - abs((u[name] or 0) - g[name])) * ((u[name] or 0) + g[name]) / 2 for name in u]
     assert table.overall.value == pytest.approx(sum(own) / 6) and table.overall.num_groups == 2
     assert table.details["missing"]["score_without_them"] == pytest.approx(sum(own[:5]) / 5)
