@@ -3,12 +3,14 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diptych.cli.main import main
 from diptych.evals.entropy import median_bandwidth, pair_entropy, renyi_entropy
-from diptych.evals.entropy_probe import ProbeSettings, curves, probe
+from diptych.evals.entropy_probe import ProbeSettings, curves, digest_of, probe, probe_items
 from tests.tiny_models import tiny_model
 
 
@@ -115,6 +117,23 @@ def test_probe_of_a_model_and_of_a_pair():
     assert [row["H_r"] for row in pair if row["task"] == "gen"] != [
         row["H_r"] for row in rows if row["task"] == "gen" and row["layer"] == 2
     ]
+
+
+def test_pictures_with_captions_are_probed_by_the_same_code(tmp_path):
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"a photograph of {number} things on a table, with a lamp")
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    model, settings = tiny_model(), ProbeSettings(scenes=5, tokens=4, data=str(tmp_path))
+    items = probe_items(settings, (32, 32))
+    assert [item.name for item in items] == ["picture-0000", "picture-0002"] and items[0].picture.shape == (20, 30, 3)
+    rows = probe(model, model, settings, "tiny", layers=[2])
+    assert {row["prompt_id"] for row in rows} == {"picture-0000", "picture-0002"} and len(rows) == 2 * 2 * 2
+    assert digest_of(items) != digest_of(items[::-1])
+    (tmp_path / "2.txt").unlink()
+    with pytest.raises(ValueError, match=r"holds 1 captioned pictures, a probe needs 2\. Put a \.txt file beside each"):
+        probe_items(settings, (32, 32))
 
 
 def test_probe_says_what_is_wrong():
