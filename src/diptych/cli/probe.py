@@ -84,10 +84,11 @@ def run(arguments: Namespace) -> int:
     (folder / "probe.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "probe.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     _print(found)
+    probed = f"{settings.scenes} {'pictures' if settings.data else 'scenes'}"
     page = ReportData(
         title=f"Entropy probe of {' + '.join(names)}",
-        summary=f"Up to {settings.scenes} {'pictures' if settings.data else 'scenes'}, {settings.tokens} states of each "
-        "prompt and response, bits; low and high are the ends of 95 % bootstrap intervals over scenes. See docs/entropy.md for what these numbers do not say.",
+        summary=f"Up to {probed}, {settings.tokens} states of each prompt and response, bits; low and high are the "
+        "ends of 95 % bootstrap intervals over them. See docs/entropy.md for what these numbers do not say.",
         charts=tuple(_chart(found, measure) for measure in TITLES),
     )
     print(write_report(page, folder / "report.html"))
