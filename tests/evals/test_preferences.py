@@ -171,7 +171,7 @@ def test_mjhq_pictures_lie_by_category_as_the_reference_does(tmp_path, capsys):
         Image.effect_noise((64, 64), 60).convert("RGB").save(place)
     for part, counts in (("", [4, 4]), ("food", [2, 2])):
         sides = [str(tmp_path / side / part) for side in ("pictures", "reference")]
-        words = ["--features", "tiny=tests.fd_network:tiny", "--cache", str(tmp_path / "c"), "--device", "cpu"]
+        words = ["--features", "tiny=tests.cli.fd_network:tiny", "--cache", str(tmp_path / "c"), "--device", "cpu"]
         assert main(["fd", *sides, *words, "--out", str(tmp_path / "fd")]) == 0
         (score,) = json.loads((tmp_path / "fd" / "fd.json").read_text())["scores"]
         assert score["counts"] == counts and score["distance"]["value"] > 0

@@ -5,7 +5,9 @@ import signal
 
 import pytest
 
+from diptych.cli.main import main
 from diptych.evals.processes import in_processes
+from diptych.evals.scores_file import read_scores
 
 pytestmark = pytest.mark.process
 
@@ -38,3 +40,10 @@ def test_all_that_is_told_is_heard_and_the_cores_are_shared(monkeypatch):
 def test_a_process_that_is_killed_or_fails_is_told(job, error, message):
     with pytest.raises(error, match=message):
         in_processes(told, [("a", job)], lambda *values: None)
+
+
+def test_a_benchmark_of_ones_own_is_known_in_all_of_them(tmp_path):
+    words = ["evaluate", "oracle", "--on", "retold", "--num-per-category", "1", "--splits", "test", "--processes", "2"]
+    assert main(["--import", "docs.examples.retold", *words, "--out", str(tmp_path)]) == 0
+    tables = read_scores(tmp_path / "scores.json")
+    assert [table.overall.value for table in tables if table.contender == "oracle"] == [1.0]

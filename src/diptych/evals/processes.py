@@ -8,11 +8,13 @@ import os
 import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from diptych.evals.harness import Asked, OpenContender, PlannedTask, Run, judge_share, judged_by_rules
 from diptych.evals.manifest import EvaluationFolder
 from diptych.evals.produce import Progress, missing, plan, produce, shares
+from diptych.evals.tasks import TASKS
 
 OpenContenders = Callable[[int], OpenContender]
 """Picklable: loads the model in the process it is called in, of the given number."""
@@ -97,8 +99,7 @@ def in_processes(
     context = multiprocessing.get_context("spawn")
     told: Any = context.Queue()
     children = [
-        context.Process(target=_child, args=(work, job, told, os.getpid()), daemon=True)  # one job each
-        for job in jobs
+        context.Process(target=_child, args=(work, job, own_modules(), told, os.getpid()), daemon=True) for job in jobs
     ]
     with _threads(max(1, (cores or _num_cores()) // max(len(jobs), 1))):
         for child in children:
@@ -163,7 +164,13 @@ class _Orphaned(Exception):
     """The process that dealt the work is gone."""
 
 
-def _child(work: Callable[..., None], job: tuple[Any, ...], told: Any, parent: int) -> None:
+def own_modules() -> list[str]:
+    """Modules that have added benchmarks, which a new process must import to know them."""
+    modules = {entry.build.__module__ for entry in TASKS.values()}
+    return sorted(name for name in modules if not name.startswith("diptych."))
+
+
+def _child(work: Callable[..., None], job: tuple[Any, ...], modules: Sequence[str], told: Any, parent: int) -> None:
     """What a process does, until it is done or alone."""
 
     def tell(what: str, *values: Any) -> None:
@@ -172,6 +179,8 @@ def _child(work: Callable[..., None], job: tuple[Any, ...], told: Any, parent: i
             raise _Orphaned
 
     try:
+        for name in modules:
+            import_module(name)
         work(tell, *job)
         told.put(("done",))
     except (_Orphaned, KeyboardInterrupt):
