@@ -65,7 +65,7 @@ def test_settings_are_complete_and_checked(model):
     assert set(drawn) == {"size", *(field.name for field in fields(DrawSettings))} and json.dumps(drawn)
     task = build_task("geneval", TaskOptions(num_per_category=1))
     plans = [plan(task, contender, {"image": given}) for given in
-             ({}, {"num_steps": 4}, {"guidance_scale": 2.0}, {"size": [32, 64]}, {"think": True})]  # fmt: skip
+             ({}, {"num_steps": 4}, {"guidance_scale": 2.5}, {"size": [32, 64]}, {"think": True})]  # fmt: skip
     plans.append(plan(task, UnifiedContender(model, "model", "other weights")))
     assert len({one[0].key for one in plans}) == len(plans) == 6
     with pytest.raises(ValueError, match=r"there is no setting 'steps' of image\. Known: num_steps, guidance_scale"):

@@ -26,9 +26,9 @@ def task_list() -> str:
     lines.append(f"{'(entropy)':<18}entropy of hidden states by layer, which is no score: `diptych probe MODEL`")
     lines.append("")
     lines.append(
-        f"Times are those of a model with {PICTURES_A_SECOND} pictures and {ANSWERS_A_SECOND} answers a second,"
+        f"Times are for {PICTURES_A_SECOND} pictures and {ANSWERS_A_SECOND} answers a second (diptych-scenes on two CPU "
+        "cores makes more), without the judge. With --dry-run they are measured on MODEL and this machine."
     )
-    lines.append("as diptych-scenes has them on two cores, without the judge; --dry-run measures those of MODEL.")
     return "\n".join(lines)
 
 
