@@ -26,8 +26,8 @@ def task_list() -> str:
     lines.append(f"{'(entropy)':<18}entropy of hidden states by layer, which is no score: `diptych probe MODEL`")
     lines.append("")
     lines.append(
-        f"Times are for {PICTURES_A_SECOND} pictures and {ANSWERS_A_SECOND} answers a second (diptych-scenes on two CPU "
-        "cores makes more), without the judge. With --dry-run they are measured on MODEL and this machine."
+        f"Times are for {PICTURES_A_SECOND} pictures and {ANSWERS_A_SECOND} answers a second (diptych-scenes on two "
+        "CPU cores makes more), without the judge. With --dry-run they are measured on MODEL and this machine."
     )
     return "\n".join(lines)
 
