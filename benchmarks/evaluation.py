@@ -10,6 +10,7 @@ Without RUN the oracle's pictures are judged. --panel also times the whole panel
 
 import argparse
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,11 @@ def from_scratch(run: Path, target: Path) -> EvaluationFolder:
     return EvaluationFolder(target)
 
 
+def processor_time() -> float:
+    """Seconds of this process and of its children that have ended; other programs on the machine disturb it least."""
+    return time.process_time() + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+
+
 def judging(run: Path, processes: int, scratch: Path) -> str:
     """Pictures and answers per second of judging alone, with references, and of judging again."""
     folder = from_scratch(run, scratch / f"judged-by-{processes}")
@@ -45,18 +51,19 @@ def judging(run: Path, processes: int, scratch: Path) -> str:
     pictures = sum(row.size is not None for row in asked)
     for entry in entries:  # what is read against is measured once for a run, and not by the picture
         reference_rows(folder, planned_before(folder, entry).build())
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), processor_time()
     if processes > 1:
         judge_in_processes(folder, processes)
     score_run(folder)
-    seconds = time.perf_counter() - started
+    seconds, worked = time.perf_counter() - started, processor_time() - worked
     started = time.perf_counter()
     score_run(folder)
     again = time.perf_counter() - started
     return (
         f"judged by {processes} process{'es' if processes > 1 else ''}: {pictures} pictures and "
         f"{len(asked) - pictures} answers in {seconds:.1f} s = {pictures / seconds:.0f} pictures/s "
-        f"({len(asked) / seconds:.0f} samples/s); again, with verdicts known: {again:.1f} s"
+        f"({len(asked) / seconds:.0f} samples/s), "
+        f"{pictures / worked:.0f} pictures per second of processor time; again, with verdicts known: {again:.1f} s"
     )
 
 

@@ -221,11 +221,13 @@ def _produce_share(
 
 
 def _judge_share(tell: Tell, path: str, entries: Sequence[Mapping[str, Any]], rank: int, processes: int) -> None:
-    """Every so many-th sample of each task, and the references of every so many-th task."""
+    """Every so many-th picture of each task, and the references of every so many-th task; texts alone are not split."""
     for place, entry in enumerate(entries):
-        keys = dict(list(entry["keys"].items())[rank::processes])
-        with_references = place % processes == rank
-        judge_share(EvaluationFolder(path), entry, keys, with_references, _progress(tell))
+        is_own = place % processes == rank
+        names = list(entry["keys"])[rank::processes] if "image" in entry["settings"] else list(entry["keys"]) * is_own
+        if names:
+            keys = {name: entry["keys"][name] for name in names}
+            judge_share(EvaluationFolder(path), entry, keys, is_own, _progress(tell))
 
 
 def _num_cores() -> int:
