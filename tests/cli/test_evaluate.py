@@ -1,6 +1,8 @@
 """``diptych evaluate`` in two phases, as a user meets it."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -8,6 +10,8 @@ import pytest
 from diptych.cli.main import main
 from diptych.evals.manifest import EvaluationFolder, read_lines
 from diptych.evals.scores_file import read_scores
+from diptych.evals.tasks import TaskOptions, build_task
+from diptych.evals.tasks.scene_entries import SCENE_ENTRIES
 from diptych.recipes import blip3o
 from tests.tiny_models import tiny_model
 
@@ -38,11 +42,16 @@ def test_the_list_says_what_each_task_needs(capsys):
     text = run(capsys, "--list").out
     for name in ("geneval", "questions", "editing", "multi-reference", "xtc", "geneval-official", "do-undo", "gsi",
                  "do-undo-official", "gsi-official", "dpg", "dpg-official", "wise", "wise-verified", "geneval2",
-                 "t2i-compbench", "hpsv2", "hpsv3", "image-reward", "mjhq"):  # fmt: skip
+                 "t2i-compbench", "hpsv2", "hpsv3", "image-reward", "mjhq", "xtc-official"):  # fmt: skip
         assert f"\n{name} " in f"\n{text}"
     assert "--prompts annotations_test.json, --images FRAMES; --export DIR and --verdicts CSV to judge" in text
+    assert "2,212 pictures, 4 a prompt (about 9 min); judged by Mask2Former Swin-S and CLIP ViT-L/14, on a GPU" in text
+    assert "24,000 pictures, 10 a prompt (about 1.7 h)" in text
     assert "needs image_to_text, text_to_image" in text and "--prompts evaluation_metadata.jsonl" in text
     assert "evaluate needs a MODEL" in fails(capsys)
+    for name, entry in SCENE_ENTRIES.items():  # the list's numbers are those of the tasks themselves
+        kinds = Counter(request.kind for request in build_task(name, TaskOptions(num_per_category=2)).requests())
+        assert 30 * kinds["image"] == entry.pictures and abs(30 * kinds["text"] - entry.answers) <= 0.2 * entry.answers
 
 
 def test_a_dry_run_counts_and_makes_nothing(model, tmp_path, capsys):
@@ -106,6 +115,7 @@ def test_results_have_the_keys_of_lmms_eval_and_everything_that_was_decided(mode
     assert config["generation_kwargs"]["image"]["num_steps"] == 2
     assert config["generation_kwargs"]["image"]["guidance_scale"] == 1.0
     assert found["diptych"]["results"][0]["judge"]["name"] == "exact rules of the built-in world"
+    assert "never hold the compositions of this split" in found["diptych"]["contamination"]["editing"]
     text = (tmp_path / "report.md").read_text()
     assert "## Editing" in text and "prompt rewriter none" in text and "| **overall** |" in text
     page = (tmp_path / "report.html").read_text()
@@ -165,7 +175,11 @@ def test_official_geneval_from_prompts_to_a_score(model, tmp_path, capsys):
     run(capsys, tmp_path / "s", "--phase", "score", "--detections", tmp_path / "d.jsonl")
     (table,) = read_scores(tmp_path / "s" / "scores.json")
     assert table.benchmark == "geneval" and table.overall.value == 0.75 and table.overall.num_groups == 1
-    assert "This is not the official detector" in (tmp_path / "s" / "report.md").read_text()
+    report = (tmp_path / "s" / "report.md").read_text()
+    assert "This is not the official detector" in report and "BLIP3o-60k among them" in report
+    assert (
+        "BLIP3o-60k" in json.loads((tmp_path / "s" / "results.json").read_text())["diptych"]["contamination"]["geneval"]
+    )
     (tmp_path / "d.jsonl").write_text("nothing\n")
     message = fails(capsys, tmp_path / "s", "--phase", "score", "--detections", tmp_path / "d.jsonl")
     assert "d.jsonl, line 1: this is no JSON" in message
@@ -199,3 +213,17 @@ def test_several_processes_make_each_sample_once_and_the_same(model, tmp_path, c
     rows = Counter(row["key"] for row in read_lines(two.manifest))
     assert set(rows) == set(one.rows()) and set(rows.values()) == {1} and len(rows) == 14
     assert read_scores(tmp_path / "one" / "scores.json") == read_scores(tmp_path / "two" / "scores.json")
+    judged = [record["key"] for file in (tmp_path / "two" / "verdicts").iterdir() for record in read_lines(file)]
+    assert sorted(judged) == sorted(rows)  # by two processes, each sample once
+    assert len(list((tmp_path / "two" / "references").iterdir())) == 2
+
+
+@pytest.mark.process
+def test_judging_needs_neither_the_model_nor_torch(tmp_path, capsys):
+    run(capsys, "oracle", "--on", "scenes", *SMALL, "--phase", "produce", "--out", tmp_path)
+    code = "import sys; sys.modules['torch'] = None; from diptych.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", code, "evaluate", str(tmp_path), "--phase", "score"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    tables = read_scores(tmp_path / "scores.json")
+    assert len([table for table in tables if table.contender == "oracle" and table.overall.value == 1.0]) == 4

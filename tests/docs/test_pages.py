@@ -155,3 +155,19 @@ def test_every_field_is_documented(config):
     names = [field.name for field in fields(config)]
     assert names
     assert [name for name in names if not re.search(rf"[`.]{name}`", text)] == []
+
+
+BENCHMARKS = (
+    "do-undo", "dpg", "entropy", "gedit", "geneval", "geneval2", "gsi", "imgedit", "mjhq", "preferences", "rise",
+    "t2i-compbench", "wise", "xtc",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_page_of_a_benchmark_says_what_how_what_changes_it_what_is_ours_and_how_to_cite(name):
+    text = (DOCS / f"{name}.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert text.split("\n## ")[0].count("\n") >= 2, "what it measures stands before the first heading"
+    for wanted in ("Protocol", "What changes the number", "What ours adds", "Citing"):
+        assert wanted in headings, f"{name}.md lacks '## {wanted}': {headings}"
+    assert f"{name}.md" in (DOCS / "evaluation.md").read_text(encoding="utf-8")

@@ -3,12 +3,14 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diptych.cli.main import main
 from diptych.evals.entropy import median_bandwidth, pair_entropy, renyi_entropy
-from diptych.evals.entropy_probe import ProbeSettings, curves, probe
+from diptych.evals.entropy_probe import ProbeSettings, curves, digest_of, probe, probe_items
 from tests.tiny_models import tiny_model
 
 
@@ -45,6 +47,23 @@ def test_conditional_is_none_for_a_copy_and_grows_to_one_bit():
     assert pair_entropy(prompt, prompt[:1].repeat(64, 1)).conditional < -1  # a collapsed response
     flat = torch.ones(4, 3)
     assert pair_entropy(flat, flat).joint == pytest.approx(0, abs=1e-9)
+
+
+def test_whose_response_depends_on_its_prompt_leads_and_no_trivial_one_does():
+    """The excess of own prompts over others': copies before half copies, and nothing for chance and a constant."""
+    prompts, constant = [normal(16, seed=seed) for seed in range(8)], normal(16, seed=99)
+
+    def excess(responses):
+        pairs = [(prompt, prompts[index - 1], responses[index]) for index, prompt in enumerate(prompts)]
+        own = [pair_entropy(prompt, response).conditional for prompt, _, response in pairs]
+        return sum(own) / 8 - sum(pair_entropy(other, response).conditional for _, other, response in pairs) / 8
+
+    oracle = excess(prompts)
+    partial = excess([0.95 * prompt + 0.3 * normal(16, seed=50 + index) for index, prompt in enumerate(prompts)])
+    chance = excess([normal(16, seed=100 + index) for index in range(8)])
+    assert oracle < partial < -0.1 and oracle < -0.8
+    for trivial in (chance, excess([constant] * 8), excess([constant[:1].repeat(16, 1)] * 8)):
+        assert abs(trivial) < 0.05
 
 
 def test_scale_and_place_have_no_influence():
@@ -98,6 +117,23 @@ def test_probe_of_a_model_and_of_a_pair():
     assert [row["H_r"] for row in pair if row["task"] == "gen"] != [
         row["H_r"] for row in rows if row["task"] == "gen" and row["layer"] == 2
     ]
+
+
+def test_pictures_with_captions_are_probed_by_the_same_code(tmp_path):
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"a photograph of {number} things on a table, with a lamp")
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    model, settings = tiny_model(), ProbeSettings(scenes=5, tokens=4, data=str(tmp_path))
+    items = probe_items(settings, (32, 32))
+    assert [item.name for item in items] == ["picture-0000", "picture-0002"] and items[0].picture.shape == (20, 30, 3)
+    rows = probe(model, model, settings, "tiny", layers=[2])
+    assert {row["prompt_id"] for row in rows} == {"picture-0000", "picture-0002"} and len(rows) == 2 * 2 * 2
+    assert digest_of(items) != digest_of(items[::-1])
+    (tmp_path / "2.txt").unlink()
+    with pytest.raises(ValueError, match=r"holds 1 captioned pictures, a probe needs 2\. Put a \.txt file beside each"):
+        probe_items(settings, (32, 32))
 
 
 def test_probe_says_what_is_wrong():

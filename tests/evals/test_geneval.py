@@ -1,13 +1,16 @@
 """GenEval: verdicts equal to the official scorer's on stored detections; mistakes in files named by their line."""
 
 import gzip
+import io
 import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from diptych.cli.main import main
 from diptych.evals.manifest import EvaluationFolder
 from diptych.evals.produce import plan, produce
 from diptych.evals.references import Reference
@@ -230,3 +233,55 @@ def test_the_published_prompts(test_data):
     }  # fmt: skip
     assert len(task.requests()) == 553 * 4 and len({request.id for request in task.requests()}) == 553 * 4
     assert task.rules == OFFICIAL_RULES
+
+
+def test_the_whole_chain_on_photographs_and_pictures_composed_of_them(test_data, tmp_path):
+    """Kodak's motorcycles, boat, aeroplane and parrots, alone and side by side, found by YOLOX-Nano."""
+    file = np.load(test_data / "images" / "kodak" / "kodak24.npz")
+    data, offset = file["data"], file["offset"]
+    photos = {name: Image.open(io.BytesIO(data[offset[n - 1] : offset[n]].tobytes())).convert("RGB").resize((384, 256))
+              for name, n in (("motorcycle", 5), ("boat", 11), ("airplane", 20), ("bird", 23))}  # fmt: skip
+
+    def beside(left, right):
+        canvas = Image.new("RGB", (768, 256))
+        canvas.paste(photos[left], (0, 0))
+        canvas.paste(photos[right], (384, 0))
+        return canvas
+
+    def include(*names, **more):
+        return [{"class": name, "count": 1, **(more if index else {})} for index, name in enumerate(names)]
+
+    left_of = {"position": ["left of", 0]}
+    cases = [
+        ("single_object", include("boat"), photos["boat"], True),
+        ("single_object", include("bench"), photos["boat"], False),
+        ("two_object", include("motorcycle", "airplane"), beside("motorcycle", "airplane"), True),
+        ("two_object", include("motorcycle", "bird"), beside("motorcycle", "airplane"), False),
+        ("position", include("airplane", "motorcycle", **left_of), beside("motorcycle", "airplane"), True),
+        ("position", include("motorcycle", "airplane", **left_of), beside("motorcycle", "airplane"), False),
+    ]
+    lines = []
+    for number, (tag, wanted, picture, _) in enumerate(cases):
+        place = tmp_path / "pictures" / f"{number:05d}" / "samples" / "0000.png"
+        place.parent.mkdir(parents=True)
+        picture.save(place)
+        lines.append(json.dumps({"tag": tag, "include": wanted, "prompt": f"a photo, number {number}"}))
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    detector = test_data / "models" / "detector" / "yolox_nano.graph.json"
+    words = [
+        "--on",
+        "geneval-official",
+        "--prompts",
+        tmp_path / "prompts.jsonl",
+        "--samples",
+        1,
+        "--detector",
+        detector,
+    ]
+    run = ["evaluate", f"pictures:{tmp_path / 'pictures'}", *words, "--out", tmp_path / "out"]
+    assert main([str(word) for word in run]) == 0
+    units = [json.loads(line) for line in (tmp_path / "out" / "units" / "geneval.jsonl").read_text().splitlines()]
+    assert {unit["id"]: bool(unit["value"]) for unit in units} == {
+        f"{number:05d}/0000": right for number, (*_, right) in enumerate(cases)
+    }
+    assert "This is not the official detector" in (tmp_path / "out" / "report.md").read_text()

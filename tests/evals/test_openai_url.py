@@ -5,6 +5,7 @@ import io
 import json
 import math
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -33,6 +34,8 @@ class Server(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         state = self.server.state
         state.calls.append((self.path, dict(self.headers), body))
+        if state.sleeps:
+            time.sleep(state.sleeps.pop(0))
         if state.refusals:
             code, text = state.refusals.pop(0)
             self.send_response(code)
@@ -63,7 +66,7 @@ class Server(BaseHTTPRequestHandler):
 @pytest.fixture
 def server():
     made = ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    made.state = SimpleNamespace(calls=[], refusals=[], likely=[])
+    made.state = SimpleNamespace(calls=[], refusals=[], likely=[], sleeps=[])
     thread = threading.Thread(target=made.serve_forever, daemon=True)
     thread.start()
     yield made
@@ -133,6 +136,15 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_a_failure(server, contend
     assert contender.write([request(contender, "text", Text("x"))]) == [
         Failure("the server answered 500: broken, 4 times")
     ]
+
+
+def test_a_server_that_does_not_answer_in_time_is_asked_again_and_then_left(server):
+    late = OpenAIContender(f"http://127.0.0.1:{server.server_port}/v1/", "m", wait=0.01, timeout=0.1, tries=2)
+    server.state.sleeps[:] = [0.3, 0.0]
+    assert late.write([request(late, "text", Text("hello"))]) == ["1 parts, hello, seed 0"]
+    server.state.sleeps[:] = [0.3, 0.3]
+    answers = ContenderJudge(late).ask([Query("a#1", RED, "Is it red?")])
+    assert answers == [Failure("the judge gave no answer: the server did not answer in 0.1 s, 2 times")]
 
 
 @pytest.mark.parametrize(

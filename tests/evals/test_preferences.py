@@ -164,6 +164,17 @@ def test_mjhq_pictures_lie_by_category_as_the_reference_does(tmp_path, capsys):
     assert "4 pictures in" in told and "mjhq is a distance between sets: write the pictures with --export DIR" in told
     made = sorted(str(path.relative_to(tmp_path / "pictures")) for path in (tmp_path / "pictures").rglob("*.png"))
     assert made == ["animals/animals0.png", "animals/animals1.png", "food/food0.png", "food/food1.png"]
+    # What the message says: the distance over all, and of one category.
+    for name in made:
+        place = (tmp_path / "reference" / name).with_suffix(".jpg")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((64, 64), 60).convert("RGB").save(place)
+    for part, counts in (("", [4, 4]), ("food", [2, 2])):
+        sides = [str(tmp_path / side / part) for side in ("pictures", "reference")]
+        words = ["--features", "tiny=tests.cli.fd_network:tiny", "--cache", str(tmp_path / "c"), "--device", "cpu"]
+        assert main(["fd", *sides, *words, "--out", str(tmp_path / "fd")]) == 0
+        (score,) = json.loads((tmp_path / "fd" / "fd.json").read_text())["scores"]
+        assert score["counts"] == counts and score["distance"]["value"] > 0
 
 
 def test_pictures_for_hpsv2_are_jpeg_and_come_back(styles, tmp_path):

@@ -76,11 +76,14 @@ def test_what_changes_the_output_changes_the_key():
         (replace(request, parts=(Earlier("b"),)), *base[1:]),
         (replace(request, rewriter="longer@1"), *base[1:]),
         (replace(request, kind="text"), *base[1:]),
+        (replace(request, choices=("yes",)), *base[1:]),
+        *[(replace(request, parts=(Text("a circle", role="assistant", is_thought=is_thought),)), *base[1:])
+          for is_thought in (False, True)],
         *[(request, {**base[1], name: value}, base[2]) for name, value in
           (("steps", 21), ("size", [64, 32]), ("guidance", 3.0))],
         (*base[:2], {"fingerprint": "y"}),
     ]  # fmt: skip
-    assert len({key(*one) for one in changed}) == len(changed) == 13
+    assert len({key(*one) for one in changed}) == len(changed) == 16
     assert key(*base) == key(base[0], dict(reversed(base[1].items())), base[2])
 
 
@@ -242,6 +245,14 @@ def test_killed_anywhere_and_resumed_no_sample_is_lost_or_made_twice(folder, tmp
     unbroken = EvaluationFolder(tmp_path / "unbroken").rows()
     assert {key: row.sha256 for key, row in folder.rows().items()} == {k: r.sha256 for k, r in unbroken.items()}
     assert score(folder, Retell(number=count), keys(planned), "formula").table.overall.value == 1
+
+
+@pytest.mark.process
+def test_killed_at_each_file_it_touches_no_sample_is_lost_or_made_twice(tmp_path):
+    command = [sys.executable, "-m", "tests.evals.toy_harness", "kill-everywhere", str(tmp_path)]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 20  # rows, pictures, the folders of both, and the names they get when they are whole
 
 
 def test_judging_goes_on_where_it_was_stopped(folder):

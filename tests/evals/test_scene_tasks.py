@@ -1,6 +1,7 @@
 """Tasks of the built-in world in the harness give the figures of ``evaluate_scenes``, files and rows in between."""
 
-from dataclasses import replace
+import json
+from dataclasses import fields, replace
 
 import pytest
 
@@ -11,6 +12,7 @@ from diptych.evals.references import REFERENCE_NAMES, Reference
 from diptych.evals.scenes import evaluate_scenes
 from diptych.evals.score import reference_table, score
 from diptych.evals.tasks import SCENE_TASKS, TASKS, TaskEntry, TaskOptions, build_task, register_task
+from diptych.unified.settings import DrawSettings
 from tests.tiny_models import tiny_model
 
 
@@ -60,6 +62,12 @@ def test_settings_are_complete_and_checked(model):
     contender = UnifiedContender(model, "model", "tiny")
     drawn = contender.settings("image", {"guidance_scale": 1.0})
     assert (drawn["num_steps"], drawn["guidance_scale"], drawn["size"]) == (3, 1.0, [64, 64])
+    assert set(drawn) == {"size", *(field.name for field in fields(DrawSettings))} and json.dumps(drawn)
+    task = build_task("geneval", TaskOptions(num_per_category=1))
+    plans = [plan(task, contender, {"image": given}) for given in
+             ({}, {"num_steps": 4}, {"guidance_scale": 2.5}, {"size": [32, 64]}, {"think": True})]  # fmt: skip
+    plans.append(plan(task, UnifiedContender(model, "model", "other weights")))
+    assert len({one[0].key for one in plans}) == len(plans) == 6
     with pytest.raises(ValueError, match=r"there is no setting 'steps' of image\. Known: num_steps, guidance_scale"):
         contender.settings("image", {"steps": 3})
 

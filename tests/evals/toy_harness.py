@@ -1,19 +1,24 @@
 """A benchmark whose requests build on each other, and a contender that is a formula: quick, exact, and able to be slow.
 
-Run as a script it produces into a folder, until it is killed or done.
+Run as a script it produces into a folder, until it is killed or done; as ``kill-everywhere`` it is killed at each file
+that it touches, and started again.
 """
 
 import hashlib
+import os
+import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from diptych.data.example import ImageIn, Text, load_pixels
-from diptych.evals.manifest import EvaluationFolder
+from diptych.evals.manifest import EvaluationFolder, read_lines
 from diptych.evals.produce import plan, produce
 from diptych.evals.protocol import Earlier, Output, Request
 from diptych.evals.task import Unit, Verdict, Verdicts
@@ -117,6 +122,47 @@ def slow_formula() -> Formula:
     return Formula(seconds=0.02)
 
 
+TOUCHES = ("open", "os.rename", "os.mkdir", "os.remove")
+"""Events of the interpreter (``sys.addaudithook``) at which a file is opened, renamed, made or removed."""
+
+
+def kill_everywhere(root: Path) -> int:
+    """Kills a run at its first, second, … touch of a file of its own, and ends it; how many places there were.
+
+    Raises:
+        AssertionError: a sample was lost or has two rows.
+    """
+    task, place = Retell(number=2), 0
+    planned = plan(task, Formula())
+    while True:
+        folder = EvaluationFolder(root / f"{place:03d}")
+        child = os.fork()
+        if child == 0:
+            left = [place]
+
+            def hook(event: str, arguments: tuple[Any, ...], folder: str = str(folder.path), left: list[int] = left):
+                if event in TOUCHES and folder in str(arguments[0]):
+                    left[0] -= 1
+                    if left[0] < 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+
+            sys.addaudithook(hook)
+            produce(folder, task, Formula(), planned, batch_size=2)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0
+            return place
+        produce(folder, task, Formula(), planned, batch_size=2)
+        rows = Counter(row["key"] for row in read_lines(folder.manifest))
+        assert rows == dict.fromkeys((item.key for item in planned), 1), f"killed at touch {place}: {rows}"
+        assert all(folder.is_whole(row) for row in folder.rows().values())
+        place += 1
+
+
 if __name__ == "__main__":
-    task, contender = Retell(number=int(sys.argv[2])), slow_formula()
-    produce(EvaluationFolder(sys.argv[1]), task, contender, plan(task, contender), batch_size=3)
+    if sys.argv[1] == "kill-everywhere":
+        print(kill_everywhere(Path(sys.argv[2])))
+    else:
+        task, contender = Retell(number=int(sys.argv[2])), slow_formula()
+        produce(EvaluationFolder(sys.argv[1]), task, contender, plan(task, contender), batch_size=3)

@@ -15,6 +15,7 @@ from diptych.cli.judges import chosen_judge
 from diptych.cli.models import add_device_options, writable_folder
 from diptych.cli.parser import Parser, picture_size, whole_number
 from diptych.cli.scene_scores import SPLITS, TASKS, chosen_names, progress_bars
+from diptych.cli.task_lists import outlook_table, task_list
 
 if TYPE_CHECKING:
     from diptych.evals.harness import OpenContender, Run
@@ -71,7 +72,9 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument(
         "--prompts", metavar="FILE", help="of an official benchmark: its prompts; --list says which file"
     )
-    parser.add_argument("--images", metavar="DIR", help="of do-undo-official: frames; of gsi-official: its data set")
+    parser.add_argument(
+        "--images", metavar="DIR", help="of do-undo-official: frames; of gsi-official and xtc-official: data"
+    )
     parser.add_argument("--include-path", metavar="DIR", help="of lmms:TASK: a folder of further tasks of lmms-eval")
     parser.add_argument(
         "--lmms-tasks", metavar="DIR", help="write the tasks for lmms-eval's --include_path, and stop; needs no MODEL"
@@ -153,20 +156,6 @@ def write_lmms_tasks(arguments: Namespace) -> int:
     return 0
 
 
-def task_list() -> str:
-    """The tasks with what they need."""
-    from diptych.evals.tasks import TASKS as KNOWN
-
-    lines = []
-    for name, entry in KNOWN.items():
-        lines.append(f"{name:<18}{entry.summary}")
-        lines.append(f"{'':<18}needs {', '.join(entry.needs)}{'; ' + entry.files if entry.files else ''}")
-    lines.append(f"{'lmms:TASK':<18}a task of lmms-eval that asks for words about pictures")
-    lines.append(f"{'':<18}needs image_to_text; pip install 'diptych[lmms]'")
-    lines.append(f"{'(entropy)':<18}entropy of hidden states by layer, which is no score: `diptych probe MODEL`")
-    return "\n".join(lines)
-
-
 def chosen_tasks(text: str | None) -> list[str]:
     """Names of tasks; ``scenes`` means the first four, ``all`` those that need no files; empty where none is given.
 
@@ -226,27 +215,6 @@ def planned_run(
     return plan
 
 
-def outlook_table(folder: "EvaluationFolder", plan: "Run", arguments: Namespace) -> str:
-    """Samples that are there and missing, with the time they would take."""
-    from diptych.evals.harness import outlook
-
-    found = outlook(folder, plan, arguments.batch_size, arguments.processes)
-    lines = [f"{'task':<28}{'samples':>9}{'there':>9}{'to make':>9}{'about':>10}"]
-    for one in found:
-        there = one.num_samples - one.num_missing
-        lines.append(f"{one.label:<28}{one.num_samples:>9}{there:>9}{one.num_missing:>9}{_duration(one.seconds):>10}")
-    total = sum(one.seconds or 0.0 for one in found)
-    counts = [sum(one.num_samples for one in found), sum(one.num_missing for one in found)]
-    lines.append(f"{'in all':<28}{counts[0]:>9}{counts[0] - counts[1]:>9}{counts[1]:>9}{_duration(total):>10}")
-    return "\n".join(lines)
-
-
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "unknown"
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
 def write_plan_and_produce(
     folder: "EvaluationFolder",
     plan: "Run",
@@ -284,6 +252,7 @@ def judge(folder: "EvaluationFolder", arguments: Namespace, about: Mapping[str, 
 
     from diptych.cli.score_tables import print_scores
     from diptych.evals.harness import score_run
+    from diptych.evals.processes import judge_in_processes
     from diptych.evals.report import write_report
     from diptych.evals.results_file import write_results
     from diptych.evals.scores_file import write_scores
@@ -291,10 +260,12 @@ def judge(folder: "EvaluationFolder", arguments: Namespace, about: Mapping[str, 
     run = folder.read_run()
     if arguments.export:
         export(folder, run, arguments.export)
+    looks = chosen_judge(arguments)
+    if arguments.processes > 1 and looks is None:
+        with progress_bars("judging") as report:
+            judge_in_processes(folder, arguments.processes, report)
     with progress_bars("judging") as report:
-        results, references, unjudged = score_run(
-            folder, judge=chosen_judge(arguments), missing=arguments.missing, progress=report
-        )
+        results, references, unjudged = score_run(folder, judge=looks, missing=arguments.missing, progress=report)
     for reason in unjudged.values():
         print(f"Not judged: {reason}.", file=sys.stderr)
     if not results:
@@ -324,6 +295,7 @@ def export(folder: "EvaluationFolder", run: Mapping[str, Any], target: str) -> N
     from diptych.evals.tasks.gedit import write_sources
     from diptych.evals.tasks.geneval import GenEval
     from diptych.evals.tasks.official_results import export_named
+    from diptych.evals.tasks.xtc_official import ConsistencyOfficial, export_answers
 
     official = [name for name, known in KNOWN.items() if not known.has_splits]
     entries = [entry for entry in run["tasks"] if entry["name"] in official]
@@ -338,6 +310,8 @@ def export(folder: "EvaluationFolder", run: Mapping[str, Any], target: str) -> N
         print(f"{write(folder, task, entry['keys'], place)} pictures in {place}", file=sys.stderr)
         if entry["name"].startswith("gedit"):
             write_sources(task, place)
+        if isinstance(task, ConsistencyOfficial):
+            print(f"{export_answers(folder, task, entry['keys'], place)} answers in {place}", file=sys.stderr)
 
 
 def in_order(own: Sequence["ScoreTable"], references: Sequence["ScoreTable"]) -> list["ScoreTable"]:

@@ -107,8 +107,8 @@ def open_judge(text: str, device: str, dtype: str) -> "VisionJudge | RewardModel
 
 
 def open_verdicts(text: str) -> "Judge":
-    """What an official scorer wrote: a CSV of Do-Undo Bench, a JSON file of GenEval 2, a folder of GSI-Bench or of
-    T2I-CompBench, which has ``vqa_result.json`` somewhere in it.
+    """What an official scorer wrote: a CSV of Do-Undo Bench, a JSON file of GenEval 2, a folder of GSI-Bench, of
+    XTC-Bench (``*scored_*.jsonl``), or of T2I-CompBench, which has ``vqa_result.json`` somewhere in it.
 
     Raises:
         FileNotFoundError: there is nothing, or a folder lacks a file.
@@ -117,8 +117,11 @@ def open_verdicts(text: str) -> "Judge":
     from diptych.evals.tasks.geneval2 import read_atom_scores
     from diptych.evals.tasks.official_results import read_results
     from diptych.evals.tasks.t2i_compbench import read_comp_results
+    from diptych.evals.tasks.xtc_official import read_fact_marks
 
     path = Path(text)
+    if path.is_dir() and any(path.glob("*scored_*.jsonl")):
+        return read_fact_marks(path)
     if path.is_dir() and any(path.rglob("vqa_result.json")):
         return read_comp_results(path)
     if path.is_file() and path.suffix == ".json":

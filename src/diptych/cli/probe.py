@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from diptych.evals.report_data import Chart
 
 DESCRIPTION = (
-    "Measures the entropy of hidden states on scenes of the built-in world, at prompt and response, when the model "
-    "describes pictures (und) and when it draws (gen), and whether the two differ. In bits, not a score."
+    "Measures the entropy of hidden states on scenes of the built-in world, or on pictures with captions, at prompt "
+    "and response, when the model describes pictures (und) and when it draws (gen), and whether the two differ. In "
+    "bits, not a score."
 )
 EXAMPLES = """\
   diptych probe diptych-scenes
+  diptych probe runs/mine --data photographs --scenes 100
   diptych probe runs/understands/model --generator runs/draws/model --out probe"""
 TITLES = {
     "H_p": "Entropy of prompts",
@@ -33,6 +35,7 @@ def add_arguments(parser: Parser) -> None:
     parser.add_argument("--out", metavar="DIR", default="probe", help="folder of the results (default: probe)")
     parser.add_argument("--split", choices=("train", "test", "novel"), default="test", help="scenes (default: test)")
     parser.add_argument("--scenes", type=whole_number(2), default=64, metavar="N", help="how many (default: 64)")
+    parser.add_argument("--data", metavar="DIR", default="", help="folder of captioned pictures in place of scenes")
     parser.add_argument(
         "--tokens", type=whole_number(2), default=8, metavar="N", help="of each prompt and response (default: 8)"
     )
@@ -50,7 +53,7 @@ def run(arguments: Namespace) -> int:
     for name in (arguments.model, arguments.generator or ""):
         if name in REFERENCES or name.startswith(("http://", "https://")):
             raise ValueError(f"{name} has no hidden states to be probed. Give a model of diptych.")
-    from diptych.evals.entropy_probe import ProbeSettings, curves, probe
+    from diptych.evals.entropy_probe import ProbeSettings, curves, digest_of, probe, probe_items
     from diptych.evals.manifest import content_hash
     from diptych.evals.report import write_report
     from diptych.evals.report_data import ReportData
@@ -61,6 +64,7 @@ def run(arguments: Namespace) -> int:
         tokens=arguments.tokens,
         bandwidth=arguments.bandwidth,
         seed=arguments.seed,
+        data=arguments.data,
     )
     folder = writable_folder(arguments.out)
     understander = load_model(arguments.model, arguments, "image_to_text")
@@ -72,6 +76,7 @@ def run(arguments: Namespace) -> int:
         "models": {name: folder_fingerprint(name) for name in names},
         "dtype": str(next(understander.parameters()).dtype).removeprefix("torch."),
         "settings": vars(settings),
+        "items": digest_of(probe_items(settings, understander.images.size)),
         "layers": list(found[0].layers),
         "version": 1,
     }
@@ -79,10 +84,11 @@ def run(arguments: Namespace) -> int:
     (folder / "probe.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (folder / "probe.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     _print(found)
+    probed = f"{settings.scenes} {'pictures' if settings.data else 'scenes'}"
     page = ReportData(
         title=f"Entropy probe of {' + '.join(names)}",
-        summary=f"{settings.scenes} scenes, {settings.tokens} states of each prompt and response, bits; low and high "
-        "are the ends of 95 % bootstrap intervals over scenes. See docs/entropy.md for what these numbers do not say.",
+        summary=f"Up to {probed}, {settings.tokens} states of each prompt and response, bits; low and high are the "
+        "ends of 95 % bootstrap intervals over them. See docs/entropy.md for what these numbers do not say.",
         charts=tuple(_chart(found, measure) for measure in TITLES),
     )
     print(write_report(page, folder / "report.html"))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from diptych.evals.harness import units_file
 from diptych.evals.manifest import EvaluationFolder, read_lines
 from diptych.evals.task import Unit
-from diptych.scenes.scores import Score, ScoreTable
+from diptych.scenes.scores import ScoreTable
 
 NUM_DRAWS = 5000
 FREE_TO_DIFFER = ("image_size",)
@@ -78,14 +78,9 @@ def read_judged(path: str | Path) -> dict[str, JudgedTask]:
         if label in entries:
             units = tuple(Unit(**record) for record in read_lines(units_file(folder, label)))
             entry = entries[label]
-            table = _table(result["table"])
+            table = ScoreTable.from_dict(result["table"])
             found[label] = JudgedTask(label, table, result["judge"], entry["version"], entry["config"], units)
     return found
-
-
-def _table(entry: Mapping[str, Any]) -> ScoreTable:
-    categories = {name: Score(**score) for name, score in entry["categories"].items()}
-    return ScoreTable(entry["benchmark"], entry["contender"], Score(**entry["overall"]), categories, entry["details"])
 
 
 def check_comparable(first: JudgedTask, second: JudgedTask) -> None:

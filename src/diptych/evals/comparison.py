@@ -68,7 +68,7 @@ def read_cell(folder: str | Path) -> Cell | None:
             recipe=record["recipe"],
             seed=record["seed"],
             cost=RunCost.from_dict(record["cost"]),
-            tables=tuple(_table(entry) for entry in record["tables"]),
+            tables=tuple(ScoreTable.from_dict(entry) for entry in record["tables"]),
             stage_scores={name: _scores(entry) for name, entry in record["stage_scores"].items()},
             diversity=_scores(record["diversity"]),
             diversity_of_real=_scores(record["diversity_of_real"]),
@@ -83,11 +83,6 @@ def read_cell(folder: str | Path) -> Cell | None:
 
 def _scores(entry: Mapping[str, Any]) -> dict[str, Score]:
     return {name: Score(**score) for name, score in entry.items()}
-
-
-def _table(entry: Mapping[str, Any]) -> ScoreTable:
-    overall, categories = Score(**entry["overall"]), _scores(entry["categories"])
-    return ScoreTable(entry["benchmark"], entry["contender"], overall, categories, entry["details"])
 
 
 def cells_of(cells: Sequence[Cell], recipe: str) -> list[Cell]:

@@ -1,6 +1,7 @@
 """Models as contenders of the harness: a model of diptych, and a pair of which one writes and one draws."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,13 +39,10 @@ class UnifiedContender:
             defaults: dict[str, Any] = {"think": own.think}
         elif kind == "image":
             defaults = {
-                "num_steps": own.num_steps,
+                **asdict(own),  # whatever a model draws by belongs to the key of a sample
                 "guidance_scale": float(own.guidance_scale),
                 "guidance_interval": list(own.guidance_interval),
-                "solver": own.solver,
-                "time_shift": own.time_shift,
                 "size": list(self.model.images.size),
-                "think": own.think,
             }
         else:
             defaults = {"max_new_tokens": 256, "temperature": 0.0, "top_p": 1.0, "think": own.think}

@@ -1,9 +1,11 @@
-"""Entropy probing of a unified model on the built-in world (arXiv 2604.10949): layer by layer, both directions.
+"""Entropy probing of a unified model (arXiv 2604.10949), layer by layer, in both directions.
 
-For every scene the model draws its caption (``gen``) and describes its picture (``und``). In both, hidden states at
-positions of the prompt and of the response are compared, equally many of each.
+For every scene of the built-in world, or captioned picture of a folder, the model draws the caption (``gen``) and
+describes the picture (``und``). In both, hidden states at positions of the prompt and of the response are compared,
+equally many of each.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -12,9 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diptych.data.example import Example, ImageIn, ImageOut, Part, Text
+from diptych.data.example import Example, ImageIn, ImageOut, Part, Pixels, Text, load_pixels
 from diptych.data.layout import SpanKind
+from diptych.data.sources.folder import FolderSource
+from diptych.data.sources.protocol import BadRecord
 from diptych.evals.entropy import ALPHA, BANDWIDTH, pair_entropy
+from diptych.evals.manifest import content_hash
 from diptych.scenes.captions import caption
 from diptych.scenes.draw import draw
 from diptych.scenes.scores import bootstrap_means
@@ -41,12 +46,64 @@ class ProbeSettings:
     bandwidth: float = BANDWIDTH
     alpha: float = ALPHA
     seed: int = 0
+    data: str = ""
+    """A folder of captioned pictures (``FolderSource``) in place of scenes; ``scenes`` is then how many, the first."""
 
     def __post_init__(self) -> None:
         if self.scenes < 2:
             raise ValueError(f"a probe needs at least 2 scenes, one to shuffle with, got {self.scenes}.")
         if self.tokens < 2:
             raise ValueError(f"tokens must be at least 2: the entropy of one state is always 0, got {self.tokens}.")
+
+
+@dataclass(frozen=True)
+class ProbeItem:
+    """What is drawn, and what is described."""
+
+    name: str
+    caption: str
+    picture: Pixels
+
+
+def probe_items(settings: ProbeSettings, size: tuple[int, int]) -> list[ProbeItem]:
+    """The scenes, or the captioned pictures of a folder.
+
+    Args:
+        size: (height, width) of drawn scenes; pictures of a folder are taken as they are.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it has fewer than two captioned pictures.
+    """
+    if not settings.data:
+        rng = np.random.default_rng(settings.seed)
+        scenes = [split_scene(rng, settings.split) for _ in range(settings.scenes)]
+        captions = [caption(scene, rng, "long") for scene in scenes]
+        named = enumerate(zip(scenes, captions, strict=True))
+        return [ProbeItem(f"scene-{number:04d}", told, draw(scene, size)) for number, (scene, told) in named]
+    reader = FolderSource(path=settings.data).build()
+    found: list[ProbeItem] = []
+    for index in range(len(reader)):
+        try:
+            told, shown = reader.example(index, 0).parts
+        except BadRecord:
+            continue
+        if isinstance(told, Text) and isinstance(shown, ImageOut) and shown.image is not None:
+            found.append(ProbeItem(f"picture-{index:04d}", told.text, load_pixels(shown.image)))
+        if len(found) == settings.scenes:
+            break
+    if len(found) < 2:
+        raise ValueError(
+            f"{settings.data} holds {len(found)} captioned pictures, a probe needs 2. Put a .txt file beside each "
+            "picture, or a metadata.jsonl with file_name and text."
+        )
+    return found
+
+
+def digest_of(items: Sequence[ProbeItem]) -> str:
+    """Sixteen hexadecimal digits over captions and pixels."""
+    said = [[item.caption, hashlib.sha256(item.picture.tobytes()).hexdigest()] for item in items]
+    return content_hash(said)[:16]
 
 
 @dataclass(frozen=True)
@@ -87,23 +144,20 @@ def probe(
     chosen = list(range(last + 1)) if layers is None else list(layers)
     if bad := [layer for layer in chosen if not 0 <= layer <= last]:
         raise ValueError(f"layers must lie in 0..{last}, got {bad}.")
-    rng = np.random.default_rng(settings.seed)
-    scenes = [split_scene(rng, settings.split) for _ in range(settings.scenes)]
-    captions = [caption(scene, rng, "long") for scene in scenes]
-    pictures = [draw(scene, understander.images.size) for scene in scenes]
+    items = probe_items(settings, understander.images.size)
     rows: list[dict[str, Any]] = []
     for task in ("und", "gen"):
         model = understander if task == "und" else generator
         requests: list[tuple[Part, ...]] = (
-            [(ImageIn(picture), Text(QUESTION)) for picture in pictures]
+            [(ImageIn(item.picture), Text(QUESTION)) for item in items]
             if task == "und"
-            else [(Text(words),) for words in captions]
+            else [(Text(item.caption),) for item in items]
         )
         pairs: dict[str, Pair] = {}
         for number, parts in enumerate(requests):
             pair = (_written if task == "und" else _drawn)(model, parts, chosen, settings, number)
             if pair is not None:
-                pairs[f"scene-{number:04d}"] = pair
+                pairs[items[number].name] = pair
         if len(pairs) < 2:
             raise ValueError(
                 f"{name}, {task}: {len(pairs)} of {len(requests)} prompts and responses have {settings.tokens} tokens, "

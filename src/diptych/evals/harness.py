@@ -3,6 +3,7 @@
 ``run.json`` holds the plan, so judging needs neither the model nor the settings it was asked with.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from diptych.evals.json_lines import prompt_files
-from diptych.evals.manifest import EvaluationFolder, append_lines, content_hash
+from diptych.evals.manifest import EvaluationFolder, append_lines, content_hash, write_whole
 from diptych.evals.produce import Planned, Progress, batches, missing, plan
 from diptych.evals.protocol import Contender
-from diptych.evals.score import MissingPolicy, TaskResult, score
+from diptych.evals.score import MissingPolicy, TaskResult, judge_samples, score
 from diptych.evals.task import Task
-from diptych.evals.tasks import Judge, TaskOptions, build_task
+from diptych.evals.tasks import Judge, TaskOptions, build_task, task_entry
 from diptych.scenes.scores import ScoreTable
 
 OpenContender = Callable[[Task], Contender]
@@ -226,9 +227,52 @@ def score_run(
             continue
         result = score(folder, task, entry["keys"], run["contender"]["name"], missing=missing, progress=progress)
         results.append(result)
-        references += [table for table in task.references() if table.contender != run["contender"]["name"]]
+        references += [table for table in reference_rows(folder, task) if table.contender != run["contender"]["name"]]
         write_units(folder, result)
     return results, references, unjudged
+
+
+def judged_by_rules(entry: Mapping[str, Any]) -> bool:
+    """Whether a task of ``run.json`` is of the built-in world, whose rules need no judge that could be overburdened."""
+    return not entry["name"].startswith("lmms:") and task_entry(entry["name"]).has_splits
+
+
+def judge_share(
+    folder: EvaluationFolder,
+    entry: Mapping[str, Any],
+    keys: Mapping[str, str],
+    with_references: bool,
+    progress: Progress | None = None,
+) -> None:
+    """Judges some samples of a task of ``run.json`` by its own rules, and leaves the verdicts in the folder.
+
+    Args:
+        keys: of the samples, by id of the request.
+        with_references: also the rows that the task is read against.
+
+    Raises:
+        ValueError: the task has changed since.
+    """
+    task = planned_before(folder, entry).build()
+    _check_unchanged(folder, task, entry)
+    if not task.unready():
+        judge_samples(folder, task, keys, progress)
+        if with_references:
+            reference_rows(folder, task)
+
+
+def reference_rows(folder: EvaluationFolder, task: Task) -> list[ScoreTable]:
+    """The references of a task, from the folder where they have been measured before."""
+    file = folder.path / "references" / f"{file_name(task.label)}.json"
+    key = content_hash([task.name, task.label, task.version, task.config(), task.judge_record()])
+    kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if kept.get("key") == key:
+        return [ScoreTable.from_dict(entry) for entry in kept["tables"]]
+    tables = task.references()
+    if tables:
+        content = {"key": key, "tables": [table.to_dict() for table in tables]}
+        write_whole(file, json.dumps(content, ensure_ascii=False).encode())
+    return tables
 
 
 def _check_unchanged(folder: EvaluationFolder, task: Task, entry: Mapping[str, Any]) -> None:
@@ -241,8 +285,12 @@ def _check_unchanged(folder: EvaluationFolder, task: Task, entry: Mapping[str, A
 
 def units_file(folder: EvaluationFolder, label: str) -> Path:
     """Where the units of a task lie."""
-    name = "".join(letter if letter.isalnum() or letter == "-" else "-" for letter in label).strip("-")
-    return folder.path / "units" / f"{name}.jsonl"
+    return folder.path / "units" / f"{file_name(label)}.jsonl"
+
+
+def file_name(label: str) -> str:
+    """A label as the name of a file, without a suffix."""
+    return "".join(letter if letter.isalnum() or letter == "-" else "-" for letter in label).strip("-")
 
 
 def write_units(folder: EvaluationFolder, result: TaskResult) -> None:

@@ -127,9 +127,8 @@ class EvaluationFolder:
 
     def write_run(self, content: Mapping[str, Any]) -> None:
         """Says what was asked; whole or not at all. What was asked before is replaced, its samples stay."""
-        self.path.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"format_version": FORMAT_VERSION, **content}, indent=2, ensure_ascii=False) + "\n"
-        _write_whole(self.path / "run.json", text.encode())
+        write_whole(self.path / "run.json", text.encode())
 
     def read_run(self) -> dict[str, Any]:
         """
@@ -189,8 +188,7 @@ class EvaluationFolder:
         address = hashlib.sha256(content).hexdigest()
         file = self.file(address)
         if not file.exists() or file.stat().st_size != len(content):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(file, content)
+            write_whole(file, content)
         return address
 
     def output(self, row: SampleRow) -> Output:
@@ -273,7 +271,9 @@ def _lock(descriptor: int) -> None:
     fcntl.flock(descriptor, fcntl.LOCK_EX)
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
         unfinished.write_bytes(content)

@@ -189,7 +189,7 @@ class OpenAIContender:
                 if error.code not in BUSY:
                     return Failure(reason)
             except TimeoutError:
-                reason = f"the server did not answer in {self.timeout:.0f} s"
+                reason = f"the server did not answer in {self.timeout:g} s"
             except ValueError as error:
                 return Failure(f"the server's answer is no JSON ({error})")
             except OSError as error:

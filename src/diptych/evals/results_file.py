@@ -13,9 +13,15 @@ from diptych.scenes.scores import ScoreTable
 CONTAMINATION = {
     "geneval-official": "Instruction-tuning sets with prompts made like GenEval's (BLIP3o-60k among them) raise this "
     "score; what the model was trained on is for its authors to say.",
-    "geneval": "Training scenes never hold the compositions of this split; the wording of prompts is that of training.",
 }
-"""What is known of training data that holds a benchmark."""
+"""What is known of training data that holds a benchmark, by task."""
+OF_SPLIT = {
+    "test": "Training scenes never hold the compositions of this split; the wording of prompts is that of training.",
+    "novel": "Training scenes never hold the object types of this split; the wording of prompts is that of training.",
+    "train": "These are scenes as in training: the score says nothing of what was held out.",
+}
+"""The same of a benchmark of the built-in world, for models that were trained on it."""
+UNKNOWN = "It is not known here whether the model was trained on it; that is for its authors to say."
 
 
 def results_json(
@@ -63,14 +69,17 @@ def results_json(
             "skipped": run["skipped"],
             "results": [result.to_dict() for result in results],
             "references": [table.to_dict() for table in references],
-            "contamination": contamination_notes(results),
+            "contamination": {
+                result.table.benchmark: contamination_note(result.task, by_label[result.table.benchmark]["config"])
+                for result in results
+            },
         },
     }
 
 
-def contamination_notes(results: Sequence[TaskResult]) -> dict[str, str]:
-    """By task."""
-    return {result.task: CONTAMINATION[result.task] for result in results if result.task in CONTAMINATION}
+def contamination_note(task: str, config: Mapping[str, Any]) -> str:
+    """What is known of training data that holds a task, or that nothing is."""
+    return CONTAMINATION.get(task) or OF_SPLIT.get(str(config.get("split")), UNKNOWN)
 
 
 def markdown(run: Mapping[str, Any], results: Sequence[TaskResult], references: Sequence[ScoreTable]) -> str:
@@ -120,8 +129,7 @@ def facts(run: Mapping[str, Any], results: Sequence[TaskResult]) -> list[str]:
                 f"{label}: {len(result.missing)} samples are missing and counted as {counted_as}, such as {name} "
                 f"({reason}); without them the score is {without:.3f}."
             )
-        if result.task in CONTAMINATION:
-            said.append(f"{label}: {CONTAMINATION[result.task]}")
+        said.append(f"{label}: training data: {contamination_note(result.task, entry['config'])}")
     return said + [f"Skipped: {reason}." for reason in run["skipped"].values()]
 
 

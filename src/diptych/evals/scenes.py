@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,9 @@ from diptych.scenes.scorers import (
 from diptych.scenes.split import Split
 from diptych.scenes.testsets import composition_items, edit_items, question_items
 from diptych.scenes.twin import judge_image, twin_prompts
-from diptych.unified import UnifiedModel
+
+if TYPE_CHECKING:
+    from diptych.unified import UnifiedModel
 
 Progress = Callable[[str, int, int], None]
 """``(benchmark, items done, items in all)``."""
@@ -68,7 +70,7 @@ class Evaluation:
 
 
 def evaluate_scenes(
-    model: UnifiedModel,
+    model: "UnifiedModel",
     tasks: Sequence[str] = tuple(SCENE_TASKS),
     num_per_category: int = 60,
     split: Split = "test",
@@ -121,7 +123,7 @@ _Result = tuple[list[ScoreTable], list[Sample]]
 
 
 def _draw_all(
-    model: UnifiedModel, requests: Sequence[list[Any]], seed: int, batch_size: int, report: Callable[[int, int], None]
+    model: "UnifiedModel", requests: Sequence[list[Any]], seed: int, batch_size: int, report: Callable[[int, int], None]
 ) -> list[NDArray[np.uint8]]:
     """One picture for every request, at the model's own size; picture i has the seed ``seed + i``."""
     drawn: list[NDArray[np.uint8]] = []
@@ -133,11 +135,11 @@ def _draw_all(
     return drawn
 
 
-def _picture(model: UnifiedModel, scene: Scene) -> Image.Image:
+def _picture(model: "UnifiedModel", scene: Scene) -> Image.Image:
     return Image.fromarray(draw(scene, model.images.size))
 
 
-def _geneval(model: UnifiedModel, number: int, split: Split, seed: int, contender: str, batch_size: int,
+def _geneval(model: "UnifiedModel", number: int, split: Split, seed: int, contender: str, batch_size: int,
              references: bool, report: Callable[[int, int], None]) -> _Result:  # fmt: skip
     prompts = twin_prompts(split, number, seed)
     drawn = _draw_all(model, [[prompt["prompt"]] for prompt in prompts], seed, batch_size, report)
@@ -149,7 +151,7 @@ def _geneval(model: UnifiedModel, number: int, split: Split, seed: int, contende
     ]
 
 
-def _questions(model: UnifiedModel, number: int, split: Split, seed: int, contender: str, batch_size: int,
+def _questions(model: "UnifiedModel", number: int, split: Split, seed: int, contender: str, batch_size: int,
                references: bool, report: Callable[[int, int], None]) -> _Result:  # fmt: skip
     items = question_items(split, number, seed)
     pictures = [_picture(model, item.scene) for item in items]
@@ -176,7 +178,7 @@ def _questions(model: UnifiedModel, number: int, split: Split, seed: int, conten
     return tables, samples
 
 
-def _editing(model: UnifiedModel, number: int, split: Split, seed: int, contender: str, batch_size: int,
+def _editing(model: "UnifiedModel", number: int, split: Split, seed: int, contender: str, batch_size: int,
              references: bool, report: Callable[[int, int], None]) -> _Result:  # fmt: skip
     items = edit_items(split, number, seed)
     sources = [_picture(model, item.edit.source) for item in items]
@@ -201,7 +203,7 @@ def _editing(model: UnifiedModel, number: int, split: Split, seed: int, contende
     return tables, samples
 
 
-def _multi_reference(model: UnifiedModel, number: int, split: Split, seed: int, contender: str, batch_size: int,
+def _multi_reference(model: "UnifiedModel", number: int, split: Split, seed: int, contender: str, batch_size: int,
                      references: bool, report: Callable[[int, int], None]) -> _Result:  # fmt: skip
     items = composition_items(split, number, seed)
     shown = [[_picture(model, scene) for scene in item.composition.references] for item in items]

@@ -64,7 +64,7 @@ def score(
         ValueError: samples are missing under ``refuse``, or all of them are.
     """
     judge = task.judge_record()
-    verdicts, absent = _judged(folder, task, keys, judge, progress)
+    verdicts, absent = judge_samples(folder, task, keys, progress)
     if absent and missing == "refuse":
         name, reason = next(iter(absent.items()))
         raise ValueError(
@@ -85,16 +85,15 @@ def score(
     )
 
 
-def _judged(
+def judge_samples(
     folder: EvaluationFolder,
     task: Task,
     keys: Mapping[str, str],
-    judge: Mapping[str, Any],
-    progress: Callable[[str, int, int], None] | None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[dict[str, Verdict], dict[str, str]]:
-    """Verdicts, and reasons for those that there are none of, both by id."""
+    """Verdicts, and reasons for those that there are none of, both by id; new verdicts are left in the folder."""
     rows, reasons = folder.rows(), folder.reasons()
-    judged_by = content_hash([task.name, task.version, judge])[:16]
+    judged_by = content_hash([task.name, task.version, task.judge_record()])[:16]
     file = folder.path / "verdicts" / f"{task.name}-{judged_by}.jsonl"
     known = {(record["key"], record["sha256"]): record["verdict"] for record in read_lines(file)}
     requests = {request.id: request for request in task.requests()}
@@ -108,14 +107,12 @@ def _judged(
         row = rows.get(keys[name])
         if row is None:
             absent[name] = reasons.get(keys[name], "it was not made")
+        elif (verdict := known.get((keys[name], row.sha256))) is not None and folder.is_whole(row):
+            verdicts[name] = verdict
+        elif isinstance(output := folder.output(row), Failure):
+            absent[name] = output.reason
         else:
-            output = folder.output(row)
-            if isinstance(output, Failure):
-                absent[name] = output.reason
-            elif (keys[name], row.sha256) in known:
-                verdicts[name] = known[keys[name], row.sha256]
-            else:
-                todo.append((requests[name], output))
+            todo.append((requests[name], output))
         if todo and (len(todo) >= batch or place == len(names) - 1):
             new = task.judge([request for request, _ in todo], [output for _, output in todo])
             records = []

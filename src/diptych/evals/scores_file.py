@@ -33,6 +33,11 @@ EXPLAINED = {
         "answered right times facts drawn right is the floor, which independent abilities reach; raw agreement (CCTA) "
         "also counts being wrong on both sides.",
     ),
+    "xtc-official": (
+        "XTC-Bench",
+        "AW-CCTA on photographs: do answers and drawings agree, fact by fact, because both are right, as the official "
+        "judge marks them? The floor is what independent abilities of this strength reach.",
+    ),
     "do-undo": (
         "Do and undo",
         "How far was each edit done, and how much of the source came back when it was taken back from the model's own "
@@ -105,7 +110,7 @@ def read_scores(path: str | Path) -> list[ScoreTable]:
         version = content["format_version"]
         if version > FORMAT_VERSION:
             raise ValueError(f"it has format version {version}, this diptych reads up to {FORMAT_VERSION}")
-        return [_table(entry) for entry in content["tables"]]
+        return [ScoreTable.from_dict(entry) for entry in content["tables"]]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as scores: {error!s}. Evaluate the model again.") from None
 
@@ -181,10 +186,3 @@ def _note(benchmark: str, tables: Sequence[ScoreTable]) -> str:
 def estimate_of(score: Score) -> Estimate:
     """A score as reports show it."""
     return Estimate(value=score.value, low=score.low, high=score.high, count=score.num_items)
-
-
-def _table(entry: Mapping[str, Any]) -> ScoreTable:
-    categories = {name: Score(**score) for name, score in entry["categories"].items()}
-    return ScoreTable(
-        entry["benchmark"], entry["contender"], Score(**entry["overall"]), categories, entry.get("details", {})
-    )

@@ -15,11 +15,11 @@ import torch
 
 from diptych.data.prompt_format import PromptFormat
 from diptych.data.tokenizer import FastTokenizer
+from diptych.interop.blip3o_layout import NEXT_FIELD
 from diptych.interop.blip3o_next_layout import (
     CONNECTOR,
     FIRST_SCALE,
     LATENT_CONNECTOR,
-    NEXT_FIELD,
     START_TAG,
     TOWER,
     autoencoder_config,

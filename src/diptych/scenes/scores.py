@@ -45,6 +45,13 @@ class ScoreTable:
         """JSON-able."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> "ScoreTable":
+        """What ``to_dict`` gave, after JSON."""
+        categories = {name: Score(**score) for name, score in entry["categories"].items()}
+        overall, details = Score(**entry["overall"]), entry.get("details", {})
+        return cls(entry["benchmark"], entry["contender"], overall, categories, details)
+
 
 def bootstrap_interval(
     values: Sequence[float | bool], groups: Sequence[str] | None = None, num: int = NUM_BOOTSTRAP, seed: int = 0

@@ -21,6 +21,7 @@ from diptych.data.picture_files import read_picture
 from diptych.evals.protocol import Earlier, Output, Request
 from diptych.evals.task import Unit, Verdict, Verdicts
 from diptych.evals.tasks.official_results import DoUndoResults
+from diptych.evals.tasks.published import NO_JUDGE, Published
 from diptych.scenes.scores import Score, ScoreTable, mean_score
 
 DIRECTIONS = {
@@ -109,27 +110,16 @@ def _frame(record: Mapping[str, Any], which: str, where: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DoUndoOfficial:
+class DoUndoOfficial(Published):
     """Every annotation done (``fwd``), undone from the true end frame (``rev``), and from the picture that was made
     (``rev-generated``)."""
 
     rows: tuple[DoUndoRow, ...]
     images: str
     """Folder of the frames of EPIC-KITCHENS."""
-    seed: int = 0
-    source: Mapping[str, Any]
-    """Where the annotations come from; JSON-able."""
     results: DoUndoResults | None = None
     name: str = "do-undo-official"
-    version: int = 1
     needs: tuple[str, ...] = ("image_edit",)
-
-    @property
-    def label(self) -> str:
-        return self.name
-
-    def config(self) -> dict[str, Any]:
-        return {**self.source, "seed": self.seed}
 
     @cached_property
     def _ids(self) -> dict[str, tuple[DoUndoRow, str]]:
@@ -177,7 +167,7 @@ class DoUndoOfficial:
         }
 
     def judge_record(self) -> dict[str, Any]:
-        return {"name": "none"} if self.results is None else self.results.record()
+        return NO_JUDGE if self.results is None else self.results.record()
 
     def unready(self) -> str:
         if self.results is not None:
@@ -247,10 +237,6 @@ class DoUndoOfficial:
             "reverse_from": "the true end frame, as in the released inference",
         }
         return ScoreTable(self.label, contender, overall, rows, details)
-
-    def references(self) -> list[ScoreTable]:
-        """None: the networks that would judge them are not here."""
-        return []
 
     def reference_output(self, reference: str, request: Request) -> Pixels | str:
         """``oracle``: the true frame; it is what the scores of a run should be read against.

@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from diptych.data.example import Pixels, Text
+from diptych.data.example import Text
 from diptych.evals.judges import JUDGED_AT_ONCE, Answer, Query, StoredAnswers, VisionJudge, ask_all, yes_or_no
 from diptych.evals.places import Place
 from diptych.evals.protocol import Failure, Output, Request
 from diptych.evals.task import Unit, Verdict, Verdicts
 from diptych.evals.tasks.dense_graphs import DensePrompt, graph_scores, read_dense_prompts, read_graphs
 from diptych.evals.tasks.geneval import file_revision
+from diptych.evals.tasks.published import NO_JUDGE, Published
 from diptych.scenes.scores import Score, ScoreTable, mean_score
 
 OFFICIAL_JUDGE = "mPLUG-large (damo/mplug_visual-question-answering_coco_large_en)"
@@ -36,7 +37,7 @@ _DETAIL = re.compile(r"(.*), \((\d+), (\d+), (\d+), (\d+)\), (.*), ([^,]*)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseGraph:
+class DenseGraph(Published):
     """Prompts with their questions, ``samples`` pictures of each.
 
     Attributes:
@@ -48,17 +49,13 @@ class DenseGraph:
     prompts: tuple[DensePrompt, ...]
     examiner: VisionJudge | None = None
     samples: int = OFFICIAL_SAMPLES
-    seed: int = 0
-    source: Mapping[str, Any] = field(default_factory=dict)
     rewritten: Mapping[str, str] = field(default_factory=dict)
     """The prompts in other words, by id; what they are called is ``rewriter``."""
     rewriter: str = ""
-    version: int = 1
-    needs: tuple[str, ...] = ("text_to_image",)
     judged_at_once: int = JUDGED_AT_ONCE
 
     def config(self) -> dict[str, Any]:
-        return {**self.source, "samples": self.samples, "seed": self.seed, "rewriter": self.rewriter}
+        return {**super().config(), "samples": self.samples, "rewriter": self.rewriter}
 
     @cached_property
     def _asked(self) -> dict[str, DensePrompt]:
@@ -84,7 +81,7 @@ class DenseGraph:
 
     def judge_record(self) -> dict[str, Any]:
         if self.examiner is None:
-            return {"name": "none"}
+            return NO_JUDGE
         rule = "exactly 'yes'" if self.is_exact else "the first word, yes or no"
         return {"judge": self.examiner.record(), "official": self.is_exact, "counts_as_yes": rule}
 
@@ -174,16 +171,6 @@ class DenseGraph:
             tile = divmod(int(name[-4:]), 2)
             found[name] = Place(f"{prompt.id}.png", *(() if self.samples == 1 else (tile, (2, 2))))
         return found
-
-    def companions(self) -> dict[str, str]:
-        return {}
-
-    def references(self) -> list[ScoreTable]:
-        """None: nobody knows what pictures of the real prompts could be."""
-        return []
-
-    def reference_output(self, reference: str, request: Request) -> Pixels | str:
-        raise ValueError(f"{self.name} has no {reference}: nobody knows a right picture of its prompts.")
 
 
 def dpg_task(

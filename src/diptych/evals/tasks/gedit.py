@@ -29,6 +29,7 @@ from diptych.evals.protocol import Failure
 from diptych.evals.task import Verdict
 from diptych.evals.tasks.geneval import file_revision
 from diptych.evals.tasks.judged_edits import EditItem, JudgedEdits, in_size_of, source_of
+from diptych.evals.tasks.published import first_of_each
 from diptych.evals.tasks.wise import weighted_mean
 from diptych.scenes.scores import ScoreTable, mean_score
 
@@ -211,15 +212,11 @@ def gedit_task(
         FileNotFoundError: there are no such files.
         ValueError: a file is wrong; the message names the row.
     """
-    chosen, seen = [], dict.fromkeys(GROUPS, 0)
-    for item in read_wishes(images, language):
-        seen[item.category] += 1
-        if num_per_category is None or seen[item.category] <= num_per_category:
-            chosen.append(item)
+    chosen = first_of_each(read_wishes(images, language), lambda item: item.category, num_per_category)
     digest = content_hash([[item.id, item.instruction] for item in chosen])[:16]
     return JudgedEdits(
         name=f"gedit-{language}",
-        items=tuple(chosen),
+        items=chosen,
         marking=VieMarking(),
         examiner=examiner,
         seed=seed,

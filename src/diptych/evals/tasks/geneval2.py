@@ -8,20 +8,21 @@ prompts: one atom that fails takes the prompt with it. Published numbers are of 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diptych.data.example import Pixels, Text
+from diptych.data.example import Text
 from diptych.evals.json_lines import json_lines
 from diptych.evals.judges import JUDGED_AT_ONCE, Query, VisionJudge, ask_all
 from diptych.evals.places import Place
 from diptych.evals.protocol import Failure, Output, Request
 from diptych.evals.task import Unit, Verdict, Verdicts
 from diptych.evals.tasks.geneval import file_revision
+from diptych.evals.tasks.published import NO_JUDGE, Published, first_of_each
 from diptych.scenes.scores import ScoreTable, mean_score
 
 OFFICIAL_JUDGE = "Qwen3-VL-8B-Instruct"
@@ -147,7 +148,7 @@ def _is_share(value: Any) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftTifa:
+class SoftTifa(Published):
     """One picture for every prompt.
 
     Attributes:
@@ -156,19 +157,8 @@ class SoftTifa:
 
     prompts: tuple[AtomPrompt, ...]
     examiner: VisionJudge | AtomScores | None = None
-    seed: int = 0
-    source: Mapping[str, Any] = field(default_factory=dict)
     name: str = "geneval2"
-    version: int = 1
-    needs: tuple[str, ...] = ("text_to_image",)
     judged_at_once: int = JUDGED_AT_ONCE
-
-    @property
-    def label(self) -> str:
-        return self.name
-
-    def config(self) -> dict[str, Any]:
-        return {**self.source, "seed": self.seed}
 
     @cached_property
     def _asked(self) -> dict[str, AtomPrompt]:
@@ -182,7 +172,7 @@ class SoftTifa:
 
     def judge_record(self) -> dict[str, Any]:
         if self.examiner is None:
-            return {"name": "none"}
+            return NO_JUDGE
         record = self.examiner.record()
         official = isinstance(self.examiner, AtomScores) or str(record.get("name")).endswith(OFFICIAL_JUDGE)
         return {"judge": record, "official": official, "question_ends": ONE_WORD.strip()}
@@ -267,13 +257,6 @@ class SoftTifa:
         paths = {item.prompt: f"images/{name}.png" for name, item in self._asked.items()}
         return {"image_paths.json": json.dumps(paths, indent=2, ensure_ascii=False) + "\n"}
 
-    def references(self) -> list[ScoreTable]:
-        """None: nobody knows what pictures of the prompts could be."""
-        return []
-
-    def reference_output(self, reference: str, request: Request) -> Pixels | str:
-        raise ValueError(f"{self.name} has no {reference}: nobody knows a right picture of its prompts.")
-
 
 def geneval2_task(
     prompts: str | Path,
@@ -290,11 +273,6 @@ def geneval2_task(
         FileNotFoundError: there is no such file.
         ValueError: a line of it is wrong.
     """
-    chosen: list[AtomPrompt] = []
-    seen: dict[int, int] = {}
-    for item in read_atoms(prompts):
-        seen[item.atom_count] = seen.get(item.atom_count, 0) + 1
-        if num_per_category is None or seen[item.atom_count] <= num_per_category:
-            chosen.append(item)
+    chosen = first_of_each(read_atoms(prompts), lambda item: item.atom_count, num_per_category)
     source = {"prompts": file_revision(prompts), "num_per_category": num_per_category}
-    return SoftTifa(prompts=tuple(chosen), examiner=examiner, seed=seed, source=source)
+    return SoftTifa(prompts=chosen, examiner=examiner, seed=seed, source=source)

@@ -7,18 +7,19 @@ its results. The sums are those of its ``aggregate.py``, with intervals, by oper
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diptych.data.example import ImageIn, Pixels, Text
+from diptych.data.example import ImageIn, Text
 from diptych.evals.protocol import Output, Request
 from diptych.evals.task import Unit, Verdict, Verdicts
 from diptych.evals.tasks.doundo_official import file_image
 from diptych.evals.tasks.gsi import COLUMNS
 from diptych.evals.tasks.official_results import SpatialResults
+from diptych.evals.tasks.published import NO_JUDGE, Published
 from diptych.scenes.scores import ScoreTable, mean_score
 from diptych.scenes.spatial_scores import Columns, gate
 
@@ -123,24 +124,13 @@ def _has_shape(value: Any, shape: tuple[int, ...]) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpatialOfficial:
+class SpatialOfficial(Published):
     """One picture for every instruction."""
 
     queries: tuple[SpatialQuery, ...]
-    seed: int = 0
-    source: Mapping[str, Any]
-    """Where the instructions come from; JSON-able."""
     results: SpatialResults | None = None
     name: str = "gsi-official"
-    version: int = 1
     needs: tuple[str, ...] = ("image_edit",)
-
-    @property
-    def label(self) -> str:
-        return self.name
-
-    def config(self) -> dict[str, Any]:
-        return {**self.source, "seed": self.seed}
 
     @cached_property
     def _asked(self) -> dict[str, SpatialQuery]:
@@ -160,7 +150,7 @@ class SpatialOfficial:
         return {query.name: f"{query.name}.png" for query in self.queries}
 
     def judge_record(self) -> dict[str, Any]:
-        return {"name": "none"} if self.results is None else self.results.record()
+        return NO_JUDGE if self.results is None else self.results.record()
 
     def unready(self) -> str:
         if self.results is not None:
@@ -215,12 +205,3 @@ class SpatialOfficial:
         overall = mean_score([unit.value for unit in units], groups)
         details = {"overall_is": "the mean over all instructions of (IC + SA + EL + AC) / 4, gated as published."}
         return ScoreTable(self.label, contender, overall, rows, details)
-
-    def references(self) -> list[ScoreTable]:
-        """None: the detectors that would judge them are not here."""
-        return []
-
-    def reference_output(self, reference: str, request: Request) -> Pixels | str:
-        raise ValueError(
-            f"{self.name} has no {reference}: most of its instructions come without a picture that is right."
-        )

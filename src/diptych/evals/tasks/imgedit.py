@@ -22,6 +22,7 @@ from diptych.evals.task import Verdict
 from diptych.evals.tasks.doundo_official import file_image
 from diptych.evals.tasks.geneval import file_revision
 from diptych.evals.tasks.judged_edits import EditItem, JudgedEdits, source_of
+from diptych.evals.tasks.published import first_of_each
 from diptych.evals.tasks.wise import weighted_mean
 from diptych.scenes.scores import ScoreTable, mean_score
 
@@ -173,15 +174,11 @@ def imgedit_task(
         if lacking:
             raise ValueError(f"{folder / 'prompts.json'}: {lacking[0]!r} must be a text with {_PLACEHOLDER} in it.")
         marking = ImgEditMarking(words, file_revision(folder / "prompts.json"))
-    chosen, seen = [], dict.fromkeys(TYPES, 0)
-    for item in read_edits(file, images):
-        seen[item.category] += 1
-        if num_per_category is None or seen[item.category] <= num_per_category:
-            chosen.append(item)
+    chosen = first_of_each(read_edits(file, images), lambda item: item.category, num_per_category)
     digest = content_hash([[item.id, item.instruction, item.category] for item in chosen])[:16]
     return JudgedEdits(
         name="imgedit",
-        items=tuple(chosen),
+        items=chosen,
         marking=marking,
         are_official_words=bool(marking.words),
         examiner=examiner,

@@ -17,6 +17,7 @@ from diptych.evals.judges import JUDGED_AT_ONCE, Query, StoredAnswers, VisionJud
 from diptych.evals.places import Place
 from diptych.evals.protocol import Failure, Output, Request
 from diptych.evals.task import Unit, Verdict, Verdicts
+from diptych.evals.tasks.published import NO_JUDGE, Published
 from diptych.scenes.scores import ScoreTable
 
 
@@ -62,30 +63,19 @@ class Marking(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgedEdits:
+class JudgedEdits(Published):
     """One edited picture for every item.
 
     Attributes:
         are_official_words: the judge is told what the official script tells it.
     """
 
-    name: str
     items: tuple[EditItem, ...]
     marking: Marking
     are_official_words: bool = False
     examiner: VisionJudge | None = None
-    seed: int = 0
-    source: Mapping[str, Any] = field(default_factory=dict)
-    version: int = 1
     needs: tuple[str, ...] = ("image_edit",)
     judged_at_once: int = JUDGED_AT_ONCE
-
-    @property
-    def label(self) -> str:
-        return self.name
-
-    def config(self) -> dict[str, Any]:
-        return {**self.source, "seed": self.seed}
 
     @cached_property
     def _asked(self) -> dict[str, EditItem]:
@@ -100,7 +90,7 @@ class JudgedEdits:
 
     def judge_record(self) -> dict[str, Any]:
         if self.examiner is None:
-            return {"name": "none"}
+            return NO_JUDGE
         record, is_stored = self.examiner.record(), isinstance(self.examiner, StoredAnswers)
         return {
             "judge": record,
@@ -145,16 +135,6 @@ class JudgedEdits:
 
     def places(self) -> dict[str, Place]:
         return {item.id: Place(item.file) for item in self.items}
-
-    def companions(self) -> dict[str, str]:
-        return {}
-
-    def references(self) -> list[ScoreTable]:
-        """None: nobody knows what the edited pictures could be."""
-        return []
-
-    def reference_output(self, reference: str, request: Request) -> Pixels | str:
-        raise ValueError(f"{self.name} has no {reference}: nobody knows a right picture of its edits.")
 
 
 def source_of(item: EditItem) -> Pixels:

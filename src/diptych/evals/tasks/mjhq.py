@@ -5,17 +5,18 @@ their distance, overall and by category, and says with which network, resizing a
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diptych.data.example import Pixels, Text
+from diptych.data.example import Text
 from diptych.evals.places import Place
 from diptych.evals.protocol import Output, Request
 from diptych.evals.task import Unit, Verdict, Verdicts
 from diptych.evals.tasks.geneval import file_revision
+from diptych.evals.tasks.published import NO_JUDGE, Published, first_of_each
 from diptych.scenes.scores import ScoreTable
 
 CATEGORIES = (
@@ -62,22 +63,11 @@ def read_meta(path: str | Path) -> tuple[MjhqPrompt, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mjhq:
+class Mjhq(Published):
     """One picture for every prompt, to be measured as a set."""
 
     prompts: tuple[MjhqPrompt, ...]
-    seed: int = 0
-    source: Mapping[str, Any] = field(default_factory=dict)
     name: str = "mjhq"
-    version: int = 1
-    needs: tuple[str, ...] = ("text_to_image",)
-
-    @property
-    def label(self) -> str:
-        return self.name
-
-    def config(self) -> dict[str, Any]:
-        return {**self.source, "seed": self.seed}
 
     @cached_property
     def _asked(self) -> dict[str, MjhqPrompt]:
@@ -91,7 +81,7 @@ class Mjhq:
         ]
 
     def judge_record(self) -> dict[str, Any]:
-        return {"name": "none"}
+        return NO_JUDGE
 
     def unready(self) -> str:
         return (
@@ -112,15 +102,6 @@ class Mjhq:
         """``<category>/<name>.png``, beside the ``<category>/<name>.jpg`` of the reference."""
         return {name: Place(f"{name}.png") for name in self._asked}
 
-    def companions(self) -> dict[str, str]:
-        return {}
-
-    def references(self) -> list[ScoreTable]:
-        return []
-
-    def reference_output(self, reference: str, request: Request) -> Pixels | str:
-        raise ValueError(f"{self.name} has no {reference}: nobody knows a right picture of its prompts.")
-
 
 def mjhq_task(prompts: str | Path, *, num_per_category: int | None = None, seed: int = 0) -> Mjhq:
     """
@@ -131,10 +112,6 @@ def mjhq_task(prompts: str | Path, *, num_per_category: int | None = None, seed:
         FileNotFoundError: there is no such file.
         ValueError: an entry of it is wrong.
     """
-    chosen, seen = [], dict.fromkeys(CATEGORIES, 0)
-    for item in read_meta(prompts):
-        seen[item.category] += 1
-        if num_per_category is None or seen[item.category] <= num_per_category:
-            chosen.append(item)
+    chosen = first_of_each(read_meta(prompts), lambda item: item.category, num_per_category)
     source = {"prompts": file_revision(prompts), "num_per_category": num_per_category}
-    return Mjhq(prompts=tuple(chosen), seed=seed, source=source)
+    return Mjhq(prompts=chosen, seed=seed, source=source)

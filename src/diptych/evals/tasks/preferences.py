@@ -10,21 +10,21 @@ the next picture in its place.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from diptych.data.example import Pixels, Text
+from diptych.data.example import Text
 from diptych.evals.json_lines import json_lines
 from diptych.evals.places import Place
 from diptych.evals.protocol import Failure, Output, Request
 from diptych.evals.rewards import RewardModel
 from diptych.evals.task import Unit, Verdict, Verdicts
-from diptych.evals.tasks.wise import source_revision
+from diptych.evals.tasks.published import NO_JUDGE, Published, source_revision
 from diptych.scenes.scores import ScoreTable, mean_score, score_table
 
 Preference: TypeAlias = Literal["hpsv2", "hpsv3", "image-reward"]
@@ -99,7 +99,7 @@ def _is_text(value: Any) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preferences:
+class Preferences(Published):
     """One picture for every prompt.
 
     Attributes:
@@ -109,18 +109,7 @@ class Preferences:
     name: Preference
     prompts: tuple[RatedPrompt, ...]
     examiner: RewardModel | None = None
-    seed: int = 0
-    source: Mapping[str, Any] = field(default_factory=dict)
-    version: int = 1
-    needs: tuple[str, ...] = ("text_to_image",)
     missing_counts_as: str = "the lowest reward of the run"
-
-    @property
-    def label(self) -> str:
-        return self.name
-
-    def config(self) -> dict[str, Any]:
-        return {**self.source, "seed": self.seed}
 
     @cached_property
     def _asked(self) -> dict[str, tuple[int, RatedPrompt]]:
@@ -134,7 +123,7 @@ class Preferences:
         ]
 
     def judge_record(self) -> dict[str, Any]:
-        return {"name": "none"} if self.examiner is None else {"judge": self.examiner.record(), "rules": self.name}
+        return NO_JUDGE if self.examiner is None else {"judge": self.examiner.record(), "rules": self.name}
 
     def unready(self) -> str:
         if self.examiner is not None:
@@ -193,13 +182,6 @@ class Preferences:
             return {}
         rows = [{"image": f"{name}.png", "prompt": item.prompt} for name, (_, item) in self._asked.items()]
         return {"prompts.jsonl": "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)}
-
-    def references(self) -> list[ScoreTable]:
-        """None: nobody knows what pictures of the prompts could be."""
-        return []
-
-    def reference_output(self, reference: str, request: Request) -> Pixels | str:
-        raise ValueError(f"{self.name} has no {reference}: nobody knows a right picture of its prompts.")
 
 
 def deviation_of_groups(values: Sequence[float]) -> float | None:

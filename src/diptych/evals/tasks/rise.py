@@ -25,6 +25,7 @@ from diptych.evals.task import Verdict
 from diptych.evals.tasks.doundo_official import file_image
 from diptych.evals.tasks.geneval import file_revision
 from diptych.evals.tasks.judged_edits import EditItem, JudgedEdits, source_of
+from diptych.evals.tasks.published import first_of_each
 from diptych.scenes.scores import ScoreTable, mean_score
 
 CATEGORIES = ("temporal_reasoning", "causal_reasoning", "spatial_reasoning", "logical_reasoning")
@@ -220,15 +221,11 @@ def rise_task(
         FileNotFoundError: a file is missing.
         ValueError: a file is wrong; the message names the entry.
     """
-    chosen, seen = [], dict.fromkeys(CATEGORIES, 0)
-    for item in read_reasoning_edits(prompts, images):
-        seen[item.category] += 1
-        if num_per_category is None or seen[item.category] <= num_per_category:
-            chosen.append(item)
+    chosen = first_of_each(read_reasoning_edits(prompts, images), lambda item: item.category, num_per_category)
     digest = content_hash([[item.id, item.instruction] for item in chosen])[:16]
     return JudgedEdits(
         name="rise",
-        items=tuple(chosen),
+        items=chosen,
         marking=RiseMarking(),
         examiner=examiner,
         seed=seed,

@@ -9,19 +9,20 @@ A category that the judge at hand cannot judge is left out of the table, which s
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diptych.data.example import Pixels, Text
+from diptych.data.example import Text
 from diptych.evals.judges import JUDGED_AT_ONCE, Query, VisionJudge, ask_all
 from diptych.evals.places import Place
 from diptych.evals.protocol import Failure, Output, Request
 from diptych.evals.task import Unit, Verdict, Verdicts
 from diptych.evals.tasks.geneval import Detector
+from diptych.evals.tasks.published import NO_JUDGE, Published, source_revision
 from diptych.evals.tasks.t2i_rules import (
     MOST_CHUNKS,
     attribute_score,
@@ -32,7 +33,6 @@ from diptych.evals.tasks.t2i_rules import (
     spatial_words,
     three_in_one,
 )
-from diptych.evals.tasks.wise import source_revision
 from diptych.scenes.scores import ScoreTable, score_table
 
 CATEGORIES = ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", "non_spatial", "complex")
@@ -163,25 +163,17 @@ def _complex(folder: Path, three: Sequence[Sequence[float]]) -> list[float]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompBench:
+class CompBench(Published):
     """``samples`` pictures of every prompt."""
 
     prompts: tuple[CompPrompt, ...]
     examiner: VisionJudge | Detector | CompResults | None = None
     samples: int = OFFICIAL_SAMPLES
-    seed: int = 0
-    source: Mapping[str, Any] = field(default_factory=dict)
     name: str = "t2i-compbench"
-    version: int = 1
-    needs: tuple[str, ...] = ("text_to_image",)
     judged_at_once: int = JUDGED_AT_ONCE
 
-    @property
-    def label(self) -> str:
-        return self.name
-
     def config(self) -> dict[str, Any]:
-        return {**self.source, "samples": self.samples, "seed": self.seed}
+        return {**super().config(), "samples": self.samples}
 
     @cached_property
     def _asked(self) -> dict[str, CompPrompt]:
@@ -212,7 +204,7 @@ class CompBench:
 
     def judge_record(self) -> dict[str, Any]:
         if self.examiner is None:
-            return {"name": "none"}
+            return NO_JUDGE
         record: dict[str, Any] = {"judge": self.examiner.record(), "official": isinstance(self.examiner, CompResults)}
         if isinstance(self.examiner, VisionJudge):
             record["noun_phrases"] = "between commas, and, with"
@@ -337,16 +329,6 @@ class CompBench:
                 )
             found[name] = Place(f"{item.category}/samples/{file}")
         return found
-
-    def companions(self) -> dict[str, str]:
-        return {}
-
-    def references(self) -> list[ScoreTable]:
-        """None: nobody knows what pictures of the prompts could be."""
-        return []
-
-    def reference_output(self, reference: str, request: Request) -> Pixels | str:
-        raise ValueError(f"{self.name} has no {reference}: nobody knows a right picture of its prompts.")
 
 
 def compbench_task(

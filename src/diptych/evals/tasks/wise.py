@@ -18,13 +18,13 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from diptych.data.example import Pixels, Text
-from diptych.evals.json_lines import json_lines, prompt_files
+from diptych.data.example import Text
+from diptych.evals.json_lines import json_lines
 from diptych.evals.judges import JUDGED_AT_ONCE, Answer, Query, StoredAnswers, VisionJudge, ask_all, yes_or_no
 from diptych.evals.places import Place
 from diptych.evals.protocol import Failure, Output, Request
 from diptych.evals.task import Unit, Verdict, Verdicts
-from diptych.evals.tasks.geneval import file_revision
+from diptych.evals.tasks.published import NO_JUDGE, Published, first_of_each, source_revision
 from diptych.scenes.scores import NUM_BOOTSTRAP, Score, ScoreTable, bootstrap_means, mean_score, wilson_interval
 
 Scale: TypeAlias = Literal["legacy", "verified"]
@@ -136,28 +136,20 @@ def marks_in(text: str) -> dict[str, int] | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wise:
+class Wise(Published):
     """One picture for every prompt."""
 
+    name: str = field(init=False, default="")
     scale: Scale
     prompts: tuple[KnowledgePrompt, ...]
     examiner: VisionJudge | None = None
-    seed: int = 0
-    source: Mapping[str, Any] = field(default_factory=dict)
-    version: int = 1
-    needs: tuple[str, ...] = ("text_to_image",)
     judged_at_once: int = JUDGED_AT_ONCE
 
-    @property
-    def name(self) -> str:
-        return "wise" if self.scale == "legacy" else "wise-verified"
-
-    @property
-    def label(self) -> str:
-        return self.name
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", "wise" if self.scale == "legacy" else "wise-verified")
 
     def config(self) -> dict[str, Any]:
-        return {**self.source, "scale": self.scale, "seed": self.seed}
+        return {**super().config(), "scale": self.scale}
 
     @cached_property
     def _asked(self) -> dict[str, KnowledgePrompt]:
@@ -169,7 +161,7 @@ class Wise:
 
     def judge_record(self) -> dict[str, Any]:
         if self.examiner is None:
-            return {"name": "none"}
+            return NO_JUDGE
         record, is_stored = self.examiner.record(), isinstance(self.examiner, StoredAnswers)
         return {
             "judge": record,
@@ -239,16 +231,6 @@ class Wise:
     def places(self) -> dict[str, Place]:
         return {name: Place(f"{name}.png") for name in self._asked}
 
-    def companions(self) -> dict[str, str]:
-        return {}
-
-    def references(self) -> list[ScoreTable]:
-        """None: nobody knows what pictures of the prompts could be."""
-        return []
-
-    def reference_output(self, reference: str, request: Request) -> Pixels | str:
-        raise ValueError(f"{self.name} has no {reference}: nobody knows a right picture of its prompts.")
-
 
 def weighted_mean(values: Mapping[str, Sequence[float]], weights: Mapping[str, float]) -> Score:
     """A weighted mean of category means, with a bootstrap within every category.
@@ -310,14 +292,6 @@ def read_marks(path: str | Path) -> StoredAnswers:
     return StoredAnswers(found, name or f"file {path.name}", revision)
 
 
-def source_revision(path: str | Path) -> str:
-    """Name and digest of a file, or of the files of a folder that can hold prompts."""
-    path = Path(path)
-    if path.is_dir():
-        return f"{path.resolve().name}: " + ", ".join(file_revision(file) for file in prompt_files(path))
-    return file_revision(path)
-
-
 def wise_task(
     prompts: str | Path,
     scale: Scale,
@@ -334,10 +308,6 @@ def wise_task(
         FileNotFoundError: there is no such file.
         ValueError: an entry of a file is wrong.
     """
-    chosen, seen = [], dict.fromkeys(RANGES, 0)
-    for item in read_knowledge(prompts):
-        seen[item.category] += 1
-        if num_per_category is None or seen[item.category] <= num_per_category:
-            chosen.append(item)
+    chosen = first_of_each(read_knowledge(prompts), lambda item: item.category, num_per_category)
     source = {"prompts": source_revision(prompts), "num_per_category": num_per_category}
-    return Wise(scale=scale, prompts=tuple(chosen), examiner=examiner, seed=seed, source=source)
+    return Wise(scale=scale, prompts=chosen, examiner=examiner, seed=seed, source=source)
