@@ -47,29 +47,29 @@ def answer_from(text: str, words: list[list[list[str]]], choices: tuple[str, ...
 
 
 def check_comparison(asked: Question, words: list[list[list[str]]], beside: list[str]) -> None:
-    """What follows two readings tells the answer by whether the word of the question is in it."""
+    """What follows two readings: the objects, the word that is asked, and what holds, the asked one with a mark."""
     if len(words) < 2:
         assert beside == []
-    elif [len(group) for group in words] != [1, 1]:
-        numbers = [str(len(group)) for group in words]
-        assert beside == [", ".join([*numbers, *(["more"] if asked.answer == "yes" else [])])]
-    else:
-        pair, told = beside
+        return
+    if [len(group) for group in words] == [1, 1]:
+        pair, *beside = beside
         assert pair == ", ".join(" ".join(group[0]) for group in words)
-        facts = told.split(", ")
-        assert len(facts) == len(set(facts)) <= 5
-        if asked.text.startswith("Where is"):
-            assert [fact for fact in facts if fact in RELATIONS] == [
-                relation for relation, direction in DIRECTIONS.items() if direction == asked.answer
-            ]
-        elif asked.text.startswith("Which is"):
-            names = [mention.phrase for mention in asked.about]
-            assert asked.answer == names[0 if asked.text.split(" ")[2].strip(",") in facts else 1]
-        else:
-            known = [*RELATIONS, "larger", "smaller", "same color", "same shape", "same size", "more"]
-            (word,) = (word for word in known if f" {word} the " in asked.text or f" {word} than " in asked.text
-                       or asked.text.endswith(f" the {word}?"))  # fmt: skip
-            assert asked.answer == ("yes" if word in facts or (word == "more" and "more" in told) else "no")
+    *word, told = beside
+    facts = told.split(", ")
+    assert len(facts) == len(set(facts)) <= 5
+    if asked.text.startswith("Where is"):
+        assert word == [] and " 1" not in told
+        assert [DIRECTIONS[fact] for fact in facts if fact in RELATIONS] == [asked.answer]
+        return
+    (word,) = word
+    assert f" {word}" in asked.text and [fact for fact in facts if word in fact] in ([], [f"{word} 1"])
+    holds = f"{word} 1" in facts
+    if asked.text.startswith("Which is"):
+        assert asked.answer == asked.about[0 if holds else 1].phrase
+    else:
+        assert asked.answer == ("yes" if holds else "no")
+    if word == "more":
+        assert facts[:2] == [str(len(group)) for group in words]
 
 
 def relation_from(text: str, words: list[list[list[str]]]) -> str | None:

@@ -2,7 +2,7 @@
 
     Is the circle left of the ring?
     circle; c2 small pink circle 1 c2, f5 large pink ring, on gray; ring; c2 small pink circle, f5 large pink ring 1 f5,
-    on gray; c2 small pink circle, f5 large pink ring; left of, above, smaller, same color
+    on gray; c2 small pink circle, f5 large pink ring; left of; left of 1, above, smaller, same color
 
     make the circle blue
     circle; c2 small pink circle 1 c2, f5 large pink ring, on gray; c2 small blue circle; c2 small blue circle, f5 large
@@ -10,11 +10,11 @@
 
 A picture is always read in the same order, once for every phrase of the request, which is repeated before it: so
 reading and comparing with the phrase just written are two skills, learnt from every example. What follows are steps
-from words to words: two objects side by side and all that holds between them, so that a question is answered by looking
-for its word there; what an edit makes new, and the target in the order of the source, so that all but what is new is
-copied.
+from words to words: two objects side by side, what is asked about them, and all that holds between them, the asked one
+with a mark; what an edit makes new, and the target in the order of the source, so that all but what is new is copied.
 """
 
+import re
 from collections.abc import Sequence
 
 from diptych.scenes.compose import Composition
@@ -23,15 +23,19 @@ from diptych.scenes.layouts import layout_text, object_text, reading_order, read
 from diptych.scenes.phrases import Mention
 from diptych.scenes.questions import Question
 from diptych.scenes.relations import relations_of
-from diptych.scenes.scene import SIZES, Scene
+from diptych.scenes.rules import RELATIONS
+from diptych.scenes.scene import SIZES, Scene, SceneObject
 
 NOTHING = "no object"
 """Stands where an edit makes nothing new."""
 
+_ASKED = (*RELATIONS, "larger", "smaller", "more", "same size", "same color", "same shape")
+"""What questions with two phrases ask whether it holds, in their own words."""
+
 
 def question_thought(scene: Scene, question: Question) -> str:
     """What is seen and meant; of two phrases then how what they mean compares, the first with the second."""
-    return "; ".join([*_looks(scene, question.about), *_compared(scene, question.about)])
+    return "; ".join([*_looks(scene, question.about), *_compared(scene, question)])
 
 
 def edit_thought(made: Edit) -> str:
@@ -54,19 +58,27 @@ def composition_thought(made: Composition) -> str:
     return "; ".join([*map(reading_text, made.references), target])
 
 
-def _compared(scene: Scene, mentions: Sequence[Mention]) -> list[str]:
-    """Two objects side by side and what holds between them; of several objects to a phrase the numbers."""
-    if len(mentions) != 2:
+def _compared(scene: Scene, question: Question) -> list[str]:
+    """Two objects side by side and what holds between them; of several objects to a phrase the numbers. A word that the
+    question has is repeated before and gets the mark where it holds."""
+    if len(question.about) != 2:
         return []
-    first, second = ([scene.objects[index] for index in mention.objects] for mention in mentions)
-    if len(first) != 1 or len(second) != 1:
-        more = ["more"] if len(first) > len(second) else []
-        return [", ".join([str(len(first)), str(len(second)), *more])]
-    (item,), (other,) = first, second
+    first, second = ([scene.objects[index] for index in mention.objects] for mention in question.about)
+    if len(first) == len(second) == 1:
+        told, facts = [", ".join(map(object_text, (*first, *second)))], _facts(*first, *second)
+    else:
+        facts = [str(len(first)), str(len(second)), *(["more"] if len(first) > len(second) else [])]
+        told = []
+    asked = [word for word in _ASKED if re.search(rf" {word}[ ,?]", question.text)]
+    marked = [f"{fact} 1" if fact in asked else fact for fact in facts]
+    return [*told, *asked, ", ".join(marked)]
+
+
+def _facts(item: SceneObject, other: SceneObject) -> list[str]:
     sizes = SIZES.index(item.size) - SIZES.index(other.size)
-    facts = [*relations_of(item, other), "larger" if sizes > 0 else "smaller" if sizes else "same size"]
-    facts += [f"same {name}" for name in ("color", "shape") if getattr(item, name) == getattr(other, name)]
-    return [", ".join(map(object_text, (item, other))), ", ".join(facts)]
+    size = "larger" if sizes > 0 else "smaller" if sizes else "same size"
+    same = [f"same {name}" for name in ("color", "shape") if getattr(item, name) == getattr(other, name)]
+    return [*relations_of(item, other), size, *same]
 
 
 def _looks(scene: Scene, mentions: Sequence[Mention]) -> list[str]:
