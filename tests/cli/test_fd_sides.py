@@ -173,7 +173,7 @@ def test_damaged_sides_are_named(tmp_path, capsys):
     floats[7, 0, 0, 0] = np.nan
     np.savez(tmp_path / "floats.npz", floats)
     for name, words in {
-        "cut.parquet": "cut.parquet: Parquet magic bytes not found",
+        "cut.parquet": "cut.parquet is cut off",
         "cut.tar": "cannot be read, the first is cut.tar#",
         "nan.npz": "nan.npz: moments must be finite",
         "wide.npz": "dim is 7 there and 5 for tiny",
