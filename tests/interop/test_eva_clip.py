@@ -39,7 +39,9 @@ def test_output_and_gradients_equal_the_released_code():
     ours = dict(encoder.named_parameters())
     assert ours.keys() == theirs.keys()
     for name, gradient in theirs.items():
-        torch.testing.assert_close(ours[name].grad, gradient, rtol=1e-4, atol=1e-5, msg=name)
+        # Recorded in float32 too: sums of gradients up to 50 are known to a millionth of the largest and no better.
+        bound = 1e-6 * float(gradient.abs().max())
+        torch.testing.assert_close(ours[name].grad, gradient, rtol=1e-4, atol=bound, msg=name)
 
 
 def test_every_released_key_has_its_place():

@@ -180,7 +180,7 @@ def draw_features(
     noise: Float[Tensor, "images channels height width"],
     settings: DrawSettings,
     on_step: OnStep | None = None,
-    references: Sequence[Float[Tensor, "channels height width"]] = (),
+    references: Sequence[Float[Tensor, "_ _ _"]] = (),
 ) -> Float[Tensor, "images channels height width"]:
     """Features of the images of one batch; the head's own null condition where none is given."""
     model.enter_stage("draw")
