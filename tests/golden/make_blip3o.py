@@ -4,7 +4,8 @@ Run as ``PYTHONPATH=CODE python -m tests.golden.make_blip3o`` from the root of t
 files of JiuhaiChen/BLIP3o at 4689ec3 side by side: ``lumina_nextdit2d.py``, ``nextdit_crossattn.py``, ``eva_vit.py``
 (of ``eva_clip/``) and ``blip3o_qwen_inference.py``; and ``pipeline_emu2_gen.py`` of its commit 7bfef50, whose sampler
 is that of the pipeline beside the weights, line by line. The stored files were made with torch 2.13.0, transformers
-5.23.0 and diffusers 0.42.1 on a CPU, one thread, float32. What the released code needs and is not there is replaced so
+5.23.0 and diffusers 0.42.1 on a CPU, one thread, float32 (EVA's
+tower: float64). What the released code needs and is not there is replaced so
 that it computes the same: the download at import does nothing; three helpers of timm are written out; attention is the
 plain one of the same file, not xformers'; the feed-forward class is given two thirds of its width, as it took them
 itself up to diffusers 0.32; the scheduler is made with its defaults, which are those of the one that would be
@@ -105,6 +106,7 @@ def nextdit(module):
 def main():
     torch.set_num_threads(1)
     eva_vit, nextdit_crossattn, inference = import_released()
+    record_eva(eva_vit)
 
     network = nextdit(nextdit_crossattn)
     layout = fill(network)
@@ -114,17 +116,20 @@ def main():
     gradients = gradients_of(network, output, direction, x=x, z=z)
     write("blip3o_dit", layout, output, gradients, x=x, z=z, timestep=timestep, direction=direction)
 
+    record_stage1(nextdit_crossattn, inference)
+
+
+def record_eva(eva_vit):
     tower = eva_vit.EVAVisionTransformer(
         img_size=12, patch_size=4, embed_dim=DIM, depth=3, num_heads=2, mlp_ratio=8.571428571428571, qkv_bias=True,
         norm_layer=eva_vit.create_norm_layer_factory(False, eps=1e-6), xattn=False, postnorm=True,
     )  # fmt: skip
     layout = fill(tower)
-    pixels, direction = normal(2, 3, 12, 12).requires_grad_(), normal(2, 9, DIM)
+    tower.double()  # gradients are sums of up to 50, of which float32 would record no more than 1e-5
+    pixels, direction = normal(2, 3, 12, 12).double().requires_grad_(), normal(2, 9, DIM).double()
     output = tower(pixels, return_all_features=True)[:, 1:, :]
     gradients = gradients_of(tower, output, direction, pixels=pixels)
     write("blip3o_eva", layout, output, gradients, pixels=pixels, direction=direction)
-
-    record_stage1(nextdit_crossattn, inference)
 
 
 def record_stage1(nextdit_crossattn, inference):
