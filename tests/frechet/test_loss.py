@@ -45,6 +45,35 @@ def test_the_value_and_the_gradient_are_those_of_the_formula():
         assert weight == plain.representations[name].weight
 
 
+def test_six_representations_are_the_sum_of_each_alone():
+    dims = dict(zip("abcdef", (3, 4, 5, 6, 7, 8), strict=True))
+    references = {name: reference(normal(60, dim, dim)) for name, dim in dims.items()}
+
+    def loss_of(names: str) -> FDLoss:
+        loss = FDLoss(
+            {
+                name: Representation(reference=references[name], estimator=Queue(dims[name], 40), weight=1 / dims[name])
+                for name in names
+            }
+        )
+        loss.warm_start({name: normal(30, dims[name], 10 + dims[name]) for name in names})
+        return loss
+
+    rows = {name: normal(2 * dim, dim, 20 + dim) for name, dim in dims.items()}  # each its own number of rows
+    together = {name: tensor.clone().requires_grad_() for name, tensor in rows.items()}
+    result = loss_of("abcdef")(together)
+    result.loss.backward()
+    total = 0.0
+    for name, tensor in rows.items():
+        alone = tensor.clone().requires_grad_()
+        one = loss_of(name)({name: alone})
+        one.loss.backward()
+        total += one.loss.item()
+        assert torch.equal(together[name].grad, alone.grad) and alone.grad.abs().max() > 0
+    assert result.loss.item() == pytest.approx(total, rel=1e-12)
+    assert 0.8 * sum(1 / dim for dim in dims.values()) < result.loss.item() < sum(1 / dim for dim in dims.values())
+
+
 def test_division_by_a_validation_distance():
     loss = two_spaces(validation_distance=4.0)
     loss.warm_start({"a": normal(9, 4, 2), "b": normal(9, 6, 3)})

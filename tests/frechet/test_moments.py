@@ -1,5 +1,8 @@
 """Moments: one pass, merged, saved, and what they refuse."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +43,24 @@ def test_batches_give_the_moments_of_all_rows(dim):
 def test_a_batch_longer_than_a_chunk():
     features = normal(CHUNK_ROWS + 5, 3)
     torch.testing.assert_close(moments_of(features).covariance, torch.cov(features.T), rtol=1e-12, atol=1e-12)
+
+
+def test_memory_does_not_grow_with_the_number_of_rows():
+    """400,000 rows of 128 numbers are 195 MiB; what is kept of them are a few matrices of 128 x 128."""
+    program = """
+import resource, torch
+from diptych.frechet import Moments
+torch.set_num_threads(1)
+moments, generator = Moments(128), torch.Generator().manual_seed(0)
+def feed(num):
+    for _ in range(num):
+        moments.update(torch.randn(1000, 128, generator=generator))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+first = feed(20)
+print(feed(380) - first)
+"""
+    grown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert int(grown) < 20 * 1024  # KiB
 
 
 def test_merging_is_as_seeing_all_rows():

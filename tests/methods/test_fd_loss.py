@@ -19,11 +19,10 @@ from diptych.methods.fd_loss import (
     BatchOnlyConfig,
     FDLossConfig,
     MovingAverageConfig,
-    PromptVectors,
     QueueConfig,
     one_step_images,
-    prompt_batch,
 )
+from diptych.methods.prompt_vectors import PromptVectors, prompt_batch
 from diptych.methods.training import build_task
 from diptych.objectives.randomness import normal_from_seeds
 from diptych.recipes import blip3o, fd_loss

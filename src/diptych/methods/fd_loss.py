@@ -23,13 +23,9 @@ from typing import Any, ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from diptych.data.batch import Batch, ImageGroup
-from diptych.data.example import ImageOut
-from diptych.data.shuffle import derive_key
-from diptych.data.sources.protocol import BadRecord
 from diptych.data.sources.scenes import ScenesSource
 from diptych.frechet.distance import frechet_distance
 from diptych.frechet.estimators import BatchOnly, MovingAverage, PopulationEstimator, Queue
@@ -41,6 +37,7 @@ from diptych.frechet.moments import Moments
 from diptych.frechet.preprocessing import Outside
 from diptych.frechet.ratio import NUM_GROUPS, STUDENT_95, distance_estimate, fdr_k
 from diptych.frechet.warm_route import WarmRoute
+from diptych.methods.prompt_vectors import BATCH_SIZE, PromptVectors, prompt_batch
 from diptych.objectives.loss_term import LossTerm, Objective
 from diptych.objectives.randomness import normal_from_seeds
 from diptych.scenes.scores import Score, ScoreTable
@@ -48,8 +45,6 @@ from diptych.train.checks import check_whole_batches
 from diptych.train.recipe import Stage
 from diptych.unified import UnifiedModel
 
-_BATCH = 64
-"""Images at a time where no gradient is kept."""
 _MEASURED = 512
 """Images or captions of which the scale of features and prompt vectors is taken."""
 
@@ -269,7 +264,7 @@ class FDPostTraining:
 
     # -- features ----------------------------------------------------------------------------------------------------
 
-    def reference(self, name: str, prompt_vectors: "PromptVectors | None" = None) -> Moments:
+    def reference(self, name: str, prompt_vectors: PromptVectors | None = None) -> Moments:
         """Moments of the real images in one space; read again where a file of this run has them."""
         return self._real_moments(name, range(self.config.num_reference), prompt_vectors)
 
@@ -282,7 +277,7 @@ class FDPostTraining:
         return frechet_distance(fresh, reference)
 
     def _real_moments(
-        self, name: str, indices: range, prompt_vectors: "PromptVectors | None", suffix: str = ""
+        self, name: str, indices: range, prompt_vectors: PromptVectors | None, suffix: str = ""
     ) -> Moments:
         network = self.networks[name]
         joint = "" if prompt_vectors is None else f"+{prompt_vectors.name}"
@@ -300,7 +295,7 @@ class FDPostTraining:
         return moments
 
     def real_features(
-        self, indices: Sequence[int], names: Sequence[str], prompt_vectors: "PromptVectors | None" = None
+        self, indices: Sequence[int], names: Sequence[str], prompt_vectors: PromptVectors | None = None
     ) -> dict[str, Float[Tensor, "images dim"]]:
         """Features of real images of the reference."""
         return self._collected(indices, lambda batch: [group.images for group in batch.outputs], names, prompt_vectors)
@@ -311,13 +306,13 @@ class FDPostTraining:
         indices: Sequence[int],
         images_of: Callable[[Batch], Sequence[Any]],
         names: Sequence[str],
-        prompt_vectors: "PromptVectors | None" = None,
+        prompt_vectors: PromptVectors | None = None,
         is_saved: bool = False,
     ) -> dict[str, Tensor]:
         """Rows of many examples. Every process computes them all: scores are asked for in one process only."""
         found: dict[str, list[Tensor]] = {name: [] for name in names}
-        for start in range(0, len(indices), _BATCH):
-            batch = prompt_batch(self.model, self.source, indices[start : start + _BATCH])
+        for start in range(0, len(indices), BATCH_SIZE):
+            batch = prompt_batch(self.model, self.source, indices[start : start + BATCH_SIZE])
             for name, rows in self._rows(batch, images_of(batch), names, prompt_vectors, is_saved).items():
                 found[name].append(rows)
         return {name: torch.cat(rows) for name, rows in found.items()}
@@ -327,7 +322,7 @@ class FDPostTraining:
         batch: Batch,
         images: Sequence[Tensor],
         names: Sequence[str],
-        prompt_vectors: "PromptVectors | None",
+        prompt_vectors: PromptVectors | None,
         is_saved: bool = False,
     ) -> dict[str, Tensor]:
         """Features of a batch's images in the order of its groups, with the vectors of its prompts where they count.
@@ -408,45 +403,6 @@ def _moments(rows: Tensor) -> Moments:
     return moments
 
 
-class PromptVectors:
-    """A fixed vector of each prompt: what the untrained queries see of it, averaged, turned into few numbers and
-    standardised over the first captions of a source.
-
-    Queries are taken as they are before training, so that the vector of a prompt never changes; the backbone must not
-    be trained with the loss.
-    """
-
-    def __init__(self, model: UnifiedModel, width: int, source: Any, num_measured: int) -> None:
-        self.width = width
-        self.name = f"prompt{width}"
-        self._model = model
-        self._queries = model.image_head.queries.detach().clone()
-        self._measured = (source, num_measured)
-        self._shift_scale: tuple[Tensor, Tensor] | None = None
-        generator = torch.Generator().manual_seed(0)
-        self._projection = torch.randn(self._queries.shape[1], width, generator=generator)
-
-    @torch.no_grad()
-    def __call__(self, batch: Batch) -> Float[Tensor, "images width"]:
-        """Rows in the order of the groups; over many prompts each of their numbers has mean 0 and variance 1."""
-        if self._shift_scale is None:
-            source, count = self._measured
-            starts = range(0, count, _BATCH)
-            indices = [range(start, min(start + _BATCH, count)) for start in starts]
-            known = torch.cat([self._project(prompt_batch(self._model, source, few)) for few in indices])
-            self._shift_scale = known.mean(0), known.std(0)
-        shift, scale = self._shift_scale
-        return (self._project(batch) - shift) / scale
-
-    def _project(self, batch: Batch) -> Tensor:
-        queries = {"image_head.queries": self._queries.to(self._model.device)}
-        output = torch.func.functional_call(self._model, queries, (batch,))
-        hidden_states = output.hidden_states.flatten(0, 1)
-        rows = torch.cat([hidden_states[group.slots].mean(1) for group in batch.outputs]).float()
-        projected: Tensor = F.layer_norm(rows, rows.shape[-1:]) @ self._projection.to(rows)
-        return projected
-
-
 def one_step_images(
     model: UnifiedModel, batch: Batch, checkpoint_activations: bool = False
 ) -> list[Float[Tensor, "images 3 height width"]]:
@@ -492,27 +448,3 @@ def _latent_shape(model: UnifiedModel, group: ImageGroup) -> Sequence[int]:
         return group.features.shape[1:]
     shape: Sequence[int] = model.autoencoder.latent_shape(*group.images.shape[-2:])
     return shape
-
-
-def prompt_batch(model: UnifiedModel, source: Any, indices: Sequence[int]) -> Batch:
-    """Examples of a source as a batch, each with the seed of its index.
-
-    Raises:
-        ValueError: the source has too few examples, or one that is no caption with a picture.
-    """
-    if indices[-1] >= len(source):
-        raise ValueError(
-            f"model.reference has {len(source)} examples, but {indices[-1] + 1} are needed for real moments, warm "
-            "start or scores. Lower model.num_reference, model.num_warm_start or evaluation.num_prompts."
-        )
-    examples, seeds = [], []
-    for index in indices:
-        try:
-            example = source.example(index, 0)
-        except BadRecord:
-            continue  # one image less
-        if not isinstance(example.parts[-1], ImageOut):
-            raise ValueError(f"model.reference: example {example.key!r} ends in no picture: it needs text_to_image.")
-        examples.append(example)
-        seeds.append(derive_key(0, "fd image", index) >> 1)
-    return model.collator()(examples, seeds).to(model.device)
