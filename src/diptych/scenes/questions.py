@@ -7,7 +7,7 @@ are named so that exactly one fits; relations are those of the benchmark's rule 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
@@ -54,6 +54,9 @@ class Question:
     choices: tuple[str, ...]
     about: tuple[Mention, ...] = ()
     """What the question speaks of, in its order."""
+    asked: str = ""
+    """What is asked of two phrases whether it holds, as a word of the question: a relation, ``larger``, ``more``,
+    ``same color``."""
 
 
 def question(
@@ -74,16 +77,21 @@ def question(
     for candidate in [kind] if kind is not None else weighted_order(rng, QUESTION_KINDS, _EAGERNESS):
         built = _BUILDERS[candidate](scene, rng, types)
         if built is not None:
-            text, answer, choices, about = built
-            return Question(text, answer, candidate, choices, about)
+            return Question(built.text, built.answer, candidate, built.choices, built.about, built.asked)
     raise ValueError(f"question: this scene of {len(scene.objects)} object(s) allows no question of kind {kind!r}.")
 
 
-Built: TypeAlias = tuple[str, str, tuple[str, ...], tuple[Mention, ...]] | None
-"""Text, answer, choices and what the question is about, or ``None`` where the scene does not allow the kind."""
+class _Built(NamedTuple):
+    """A question whose kind is known by its builder's name; ``None`` stands where the scene does not allow the kind."""
+
+    text: str
+    answer: str
+    choices: tuple[str, ...]
+    about: tuple[Mention, ...]
+    asked: str = ""
 
 
-def _existence(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> Built:
+def _existence(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> _Built | None:
     if not scene.objects:
         return None
     form = pick(rng, ("type", "type", "shape", "color", "size type"))
@@ -97,7 +105,7 @@ def _existence(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectTyp
         if found is None:
             return None
         phrase = found
-    return f"Is there {with_article(phrase)}?", answer, YES_NO, (_mention(scene, phrase, (form,)),)
+    return _Built(f"Is there {with_article(phrase)}?", answer, YES_NO, (_mention(scene, phrase, (form,)),))
 
 
 def _mention(scene: Scene, phrase: str, forms: Sequence[str] = ("shape", "color", "type")) -> Mention:
@@ -126,26 +134,22 @@ def _absent_phrase(scene: Scene, form: str, rng: np.random.Generator, types: Seq
 
 def _attribute(
     attribute: str, wording: str, forms: Sequence[str], choices: tuple[str, ...]
-) -> Callable[[Scene, np.random.Generator, Sequence[ObjectType]], Built]:
+) -> Callable[[Scene, np.random.Generator, Sequence[ObjectType]], _Built | None]:
     """A builder for "what is the attribute of the one object that fits a phrase"."""
 
-    def build(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> Built:
+    def build(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> _Built | None:
         for form in shuffled(rng, forms):
             names = referents(scene, form)
             if names:
                 index = pick(rng, list(names))
-                return (
-                    wording.format(names[index]),
-                    getattr(scene.objects[index], attribute),
-                    choices,
-                    (Mention(names[index], (index,)),),
-                )
+                answer = getattr(scene.objects[index], attribute)
+                return _Built(wording.format(names[index]), answer, choices, (Mention(names[index], (index,)),))
         return None
 
     return build
 
 
-def _count(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> Built:
+def _count(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> _Built | None:
     nouns: dict[int, list[str]] = {}
     tally: dict[str, int] = {}
     for item in scene.objects:
@@ -167,20 +171,16 @@ def _count(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) 
             chosen = number
             break
     noun = pick(rng, nouns[chosen])
-    return f"How many {plural(noun)} are there?", str(chosen), COUNTS, (_mention(scene, noun),)
+    return _Built(f"How many {plural(noun)} are there?", str(chosen), COUNTS, (_mention(scene, noun),))
 
 
-def _place(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> Built:
+def _place(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> _Built | None:
     for form in shuffled(rng, ("type", "type", "shape", "color", "size type")):
         names = referents(scene, form)
         if names:
             index = pick(rng, list(names))
-            return (
-                f"Where is the {names[index]}?",
-                place_of(scene.objects[index]),
-                PLACES,
-                (Mention(names[index], (index,)),),
-            )
+            place = place_of(scene.objects[index])
+            return _Built(f"Where is the {names[index]}?", place, PLACES, (Mention(names[index], (index,)),))
     return None
 
 
@@ -197,7 +197,7 @@ def _named_pair(
     return None
 
 
-def _relation(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> Built:
+def _relation(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> _Built | None:
     for form in shuffled(rng, (_where, _is_it_there)):
         built = form(scene, rng)
         if built is not None:
@@ -205,7 +205,7 @@ def _relation(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType
     return None
 
 
-def _where(scene: Scene, rng: np.random.Generator) -> Built:
+def _where(scene: Scene, rng: np.random.Generator) -> _Built | None:
     """Only of pairs with a single relation, so that there is one answer."""
     pair = _named_pair(scene, rng, lambda a, b: len(relations_of(a, b)) == 1)
     if pair is None:
@@ -213,10 +213,10 @@ def _where(scene: Scene, rng: np.random.Generator) -> Built:
     item, other, about = pair
     name, other_name = (mention.phrase for mention in about)
     answer = DIRECTIONS[relations_of(item, other)[0]]
-    return f"Where is the {name} relative to the {other_name}?", answer, tuple(DIRECTIONS.values()), about
+    return _Built(f"Where is the {name} relative to the {other_name}?", answer, tuple(DIRECTIONS.values()), about)
 
 
-def _is_it_there(scene: Scene, rng: np.random.Generator) -> Built:
+def _is_it_there(scene: Scene, rng: np.random.Generator) -> _Built | None:
     pair = _named_pair(scene, rng, lambda a, b: len(relations_of(a, b)) > 0)
     if pair is None:
         return None
@@ -230,10 +230,10 @@ def _is_it_there(scene: Scene, rng: np.random.Generator) -> Built:
         relation = OPPOSITE[pick(rng, relations)]
     else:
         relation = pick(rng, [r for r in RELATIONS if r not in relations])
-    return f"Is the {name} {relation} the {other_name}?", answer, YES_NO, about
+    return _Built(f"Is the {name} {relation} the {other_name}?", answer, YES_NO, about, relation)
 
 
-def _comparison(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> Built:
+def _comparison(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectType]) -> _Built | None:
     for form in shuffled(rng, (_compare_sizes, _which_is_larger, _compare_counts, _compare_attribute)):
         built = form(scene, rng)
         if built is not None:
@@ -241,7 +241,7 @@ def _comparison(scene: Scene, rng: np.random.Generator, types: Sequence[ObjectTy
     return None
 
 
-def _compare_sizes(scene: Scene, rng: np.random.Generator) -> Built:
+def _compare_sizes(scene: Scene, rng: np.random.Generator) -> _Built | None:
     pair = _named_pair(scene, rng, lambda a, b: a.size != b.size)
     if pair is None or pair[2][0].phrase.startswith(SIZES):  # a name that tells the size would give the answer away
         return None
@@ -250,10 +250,10 @@ def _compare_sizes(scene: Scene, rng: np.random.Generator) -> Built:
     word = pick(rng, ("larger", "smaller"))
     is_larger = SIZES.index(item.size) > SIZES.index(other.size)
     answer = YES_NO[int(is_larger != (word == "larger"))]
-    return f"Is the {name} {word} than the {other_name}?", answer, YES_NO, about
+    return _Built(f"Is the {name} {word} than the {other_name}?", answer, YES_NO, about, word)
 
 
-def _which_is_larger(scene: Scene, rng: np.random.Generator) -> Built:
+def _which_is_larger(scene: Scene, rng: np.random.Generator) -> _Built | None:
     pair = _named_pair(scene, rng, lambda a, b: a.size != b.size)
     if pair is None or pair[2][0].phrase.startswith(SIZES):  # a name that tells the size would give the answer away
         return None
@@ -262,10 +262,10 @@ def _which_is_larger(scene: Scene, rng: np.random.Generator) -> Built:
     word = pick(rng, ("larger", "smaller"))
     is_larger = SIZES.index(item.size) > SIZES.index(other.size)
     answer = name if is_larger == (word == "larger") else other_name
-    return f"Which is {word}, the {name} or the {other_name}?", answer, (name, other_name), about
+    return _Built(f"Which is {word}, the {name} or the {other_name}?", answer, (name, other_name), about, word)
 
 
-def _compare_counts(scene: Scene, rng: np.random.Generator) -> Built:
+def _compare_counts(scene: Scene, rng: np.random.Generator) -> _Built | None:
     """More circles than squares? Both orders are equally likely, and so are yes and no."""
     words, attribute = pick(rng, ((SHAPES, "shape"), (COLORS, "color")))
     values = [getattr(item, attribute) for item in scene.objects]
@@ -277,10 +277,10 @@ def _compare_counts(scene: Scene, rng: np.random.Generator) -> Built:
     first, second = (more, fewer) if answer == "yes" else (fewer, more)
     nouns = [word if attribute == "shape" else f"{word} object" for word in (first, second)]
     about = tuple(_mention(scene, noun) for noun in nouns)
-    return f"Are there more {plural(nouns[0])} than {plural(nouns[1])}?", answer, YES_NO, about
+    return _Built(f"Are there more {plural(nouns[0])} than {plural(nouns[1])}?", answer, YES_NO, about, "more")
 
 
-def _compare_attribute(scene: Scene, rng: np.random.Generator) -> Built:
+def _compare_attribute(scene: Scene, rng: np.random.Generator) -> _Built | None:
     """Whether two objects share a colour, shape or size, where the scene has pairs of both kinds."""
     attribute, form = pick(rng, (("color", "shape"), ("shape", "color"), ("size", "type")))
     names = referents(scene, form)
@@ -294,15 +294,12 @@ def _compare_attribute(scene: Scene, rng: np.random.Generator) -> Built:
         return None
     answer = pick(rng, YES_NO)
     i, j = pick(rng, by_answer[answer])
-    return (
-        f"Are the {names[i]} and the {names[j]} the same {attribute}?",
-        answer,
-        YES_NO,
-        tuple(Mention(names[at], (at,)) for at in (i, j)),
-    )
+    about = tuple(Mention(names[at], (at,)) for at in (i, j))
+    same = f"same {attribute}"
+    return _Built(f"Are the {names[i]} and the {names[j]} the {same}?", answer, YES_NO, about, same)
 
 
-_BUILDERS: dict[str, Callable[[Scene, np.random.Generator, Sequence[ObjectType]], Built]] = {
+_BUILDERS: dict[str, Callable[[Scene, np.random.Generator, Sequence[ObjectType]], _Built | None]] = {
     "existence": _existence,
     "color": _attribute("color", "What color is the {}?", ("shape", "size shape", "place shape"), COLORS),
     "shape": _attribute("shape", "What shape is the {}?", ("color", "size color", "place color"), SHAPES),

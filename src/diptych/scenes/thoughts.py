@@ -14,7 +14,6 @@ from words to words: two objects side by side, what is asked about them, and all
 with a mark; what an edit makes new, and the target in the order of the source, so that all but what is new is copied.
 """
 
-import re
 from collections.abc import Sequence
 
 from diptych.scenes.compose import Composition
@@ -23,14 +22,10 @@ from diptych.scenes.layouts import layout_text, object_text, reading_order, read
 from diptych.scenes.phrases import Mention
 from diptych.scenes.questions import Question
 from diptych.scenes.relations import relations_of
-from diptych.scenes.rules import RELATIONS
 from diptych.scenes.scene import SIZES, Scene, SceneObject
 
 NOTHING = "no object"
 """Stands where an edit makes nothing new."""
-
-_ASKED = (*RELATIONS, "larger", "smaller", "more", "same size", "same color", "same shape")
-"""What questions with two phrases ask whether it holds, in their own words."""
 
 
 def question_thought(scene: Scene, question: Question) -> str:
@@ -69,9 +64,8 @@ def _compared(scene: Scene, question: Question) -> list[str]:
     else:
         facts = [str(len(first)), str(len(second)), *(["more"] if len(first) > len(second) else [])]
         told = []
-    asked = [word for word in _ASKED if re.search(rf" {word}[ ,?]", question.text)]
-    marked = [f"{fact} 1" if fact in asked else fact for fact in facts]
-    return [*told, *asked, ", ".join(marked)]
+    marked = [f"{fact} 1" if fact == question.asked else fact for fact in facts]
+    return [*told, *([question.asked] if question.asked else []), ", ".join(marked)]
 
 
 def _facts(item: SceneObject, other: SceneObject) -> list[str]:
