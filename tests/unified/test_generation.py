@@ -151,6 +151,31 @@ def test_batch_size_changes_nothing(model):
         assert np.abs(one.astype(int) - other).max() <= 1
 
 
+def test_more_prompts_than_are_read_together(model, monkeypatch):
+    """In groups of 2 as in one: thoughts by their own seeds, conditions and answers, in the order of the prompts."""
+    prompts = [["a red circle"], ["a blue square"], ["two green stars"], ["a"], ["three brown hearts"]]
+
+    def everything():
+        written = model.generate_text(prompts, max_new_tokens=5, temperature=1.0, seed=[5, 1, 4, 2, 3])
+        conditions = model.condition(split_batch(prompts, True), (64, 64))
+        images = model.generate_image(prompts, think=True)
+        return written, conditions, [image.info["thought"] for image in images], pixels(images)
+
+    written, conditions, thoughts, images = everything()
+    read_alone = []
+    monkeypatch.setattr("diptych.unified.text.WRITTEN_TOGETHER", 2)
+    monkeypatch.setattr("diptych.unified.drawing.READ_TOGETHER", 2)
+    forward = model.forward_for_drawing
+    monkeypatch.setattr(model, "forward_for_drawing", lambda batch: read_alone.append(batch.outputs) or forward(batch))
+    again = everything()
+    assert len(read_alone) == 6  # 2 + 2 + 1 prompts, for the conditions and for the images
+    assert again[0] == written and again[2] == thoughts
+    for one, other in zip(again[1], conditions, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    for one, other in zip(again[3], images, strict=True):
+        assert np.abs(one.astype(int) - other).max() <= 1
+
+
 def test_guidance_of_one_equals_the_model_without_null_branch(model):
     condition = torch.stack(model.condition(split_batch("a red circle", True), (64, 64)))
     noise = torch.randn(1, 8, 4, 4, generator=torch.Generator().manual_seed(0))

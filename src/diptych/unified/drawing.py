@@ -26,8 +26,8 @@ from diptych.unified.tokens import draws_by_tokens, prompt_latents, sample_codes
 if TYPE_CHECKING:
     from diptych.unified.model import UnifiedModel
 
-SAMPLED_AT_A_TIME = 64
-"""Images whose tokens are written together."""
+READ_TOGETHER = 64
+"""Prompts that are read, and images whose tokens are written, in one batch."""
 
 
 class ImageHead(Protocol):
@@ -135,6 +135,13 @@ def conditions_of(
         raise ValueError("this model cannot draw images. `diptych info` lists what it can do.")
     if draws_by_tokens(model.image_head):
         return _sampled_conditions(model, requests, size, [0] * len(requests) if seeds is None else seeds)
+    groups = [requests[start : start + READ_TOGETHER] for start in range(0, len(requests), READ_TOGETHER)]
+    return [condition for group in groups for condition in _read_conditions(model, group, size)]
+
+
+def _read_conditions(
+    model: "UnifiedModel", requests: Sequence[tuple[Part, ...]], size: tuple[int, int]
+) -> list[Float[Tensor, "rows dim"]]:
     examples = [Example((*parts, ImageOut(size=size)), key=f"prompt {i}") for i, parts in enumerate(requests)]
     collator = model.collator()
     if model.draw_settings.flat_positions:
@@ -155,8 +162,8 @@ def _sampled_conditions(
     head = model.image_head
     latents = prompt_latents(model, requests, size) if head.sees_latents else [None] * len(requests)
     found: list[Tensor] = []
-    for start in range(0, len(requests), SAMPLED_AT_A_TIME):
-        here = slice(start, start + SAMPLED_AT_A_TIME)
+    for start in range(0, len(requests), READ_TOGETHER):
+        here = slice(start, start + READ_TOGETHER)
         sampled = sample_codes(model, requests[here], size, seeds[here])
         for states, own in zip(sampled.hidden_states, latents[here], strict=True):
             found.append(head.condition(states[None], None if own is None else own[None])[0])

@@ -19,6 +19,9 @@ from diptych.unified.prompts import prompt_seeds
 if TYPE_CHECKING:
     from diptych.unified.model import UnifiedModel
 
+WRITTEN_TOGETHER = 64
+"""Prompts in one batch, so that a list of any length fits into the memory."""
+
 
 @dataclass(frozen=True)
 class TextSettings:
@@ -110,8 +113,20 @@ def generate(
     seed: int | Sequence[int],
     open_thought: bool = False,
 ) -> list[str]:
-    """Answers every prompt, or writes a thought about it (``open_thought``), in one batch."""
+    """Answers every prompt, or writes a thought about it (``open_thought``), ``WRITTEN_TOGETHER`` at a time."""
     seeds = prompt_seeds(seed, len(requests))
+    starts = range(0, len(requests), WRITTEN_TOGETHER)
+    groups = [slice(start, start + WRITTEN_TOGETHER) for start in starts]
+    return [text for here in groups for text in _written(model, requests[here], settings, seeds[here], open_thought)]
+
+
+def _written(
+    model: "UnifiedModel",
+    requests: Sequence[tuple[Part, ...]],
+    settings: TextSettings,
+    seeds: Sequence[int],
+    open_thought: bool,
+) -> list[str]:
     examples = [Example(parts, key=f"prompt {i}") for i, parts in enumerate(requests)]
     batch = model.collator()(examples, open_turn=True, open_thought=open_thought)
     state = read(model, batch.to(model.device))
