@@ -48,6 +48,30 @@ def test_singular_values_become_about_one_and_directions_stay(shape):
     assert not orthogonalize(torch.zeros(1, *shape)).any()
 
 
+def test_bfloat16_brings_singular_values_to_about_one_too():
+    matrices = torch.randn(3, 24, 60, generator=torch.Generator().manual_seed(1))
+    made, exact = orthogonalize(matrices, torch.bfloat16), orthogonalize(matrices)
+    assert made.dtype == torch.float32
+    values = torch.linalg.svdvals(made)
+    assert values.min() > 0.6 and values.max() < 1.3
+    assert 0 < (made - exact).norm() / exact.norm() < 0.03
+    assert not orthogonalize(torch.zeros(1, 5, 5), torch.bfloat16).any()
+
+
+def test_matrices_of_a_run_in_bfloat16_are_computed_in_it():
+    steps = []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = toy()
+        optimizer = build_optimizer(names(model), OptimizerConfig(name="muon", lr=1e-2), dtype)
+        before = model.body[0].weight.detach().clone()
+        fill_gradients(model, 2)
+        optimizer.step()
+        steps.append((model.body[0].weight.detach() - before, model.head.queries.detach().clone()))
+    (exact, queries), (rounded, same_queries) = steps
+    assert 0 < (rounded - exact).norm() / exact.norm() < 0.03
+    assert torch.equal(queries, same_queries)  # AdamW's parameters stay in their own type
+
+
 def test_which_parameters_are_matrices():
     model = toy()
     assert {name for name, parameter in names(model).items() if is_hidden_matrix(name, parameter)} == {
@@ -104,7 +128,7 @@ def test_bad_settings_are_named():
     with pytest.raises(ValueError, match=r"optimizer.momentum must lie in \[0, 1\), got 1.0"):
         OptimizerConfig(momentum=1.0)
     with pytest.raises(ValueError, match="takes no closure"):
-        Muon([{"params": [nn.Parameter(torch.zeros(2, 2))], "is_matrix": True, "momentum": 0.9}]).step(lambda: 0.0)
+        Muon([{"params": [nn.Parameter(torch.zeros(2, 2))], "is_matrix": True}]).step(lambda: 0.0)
 
 
 def test_a_recipe_with_muon_goes_through_json():

@@ -13,10 +13,15 @@ from diptych.train.recipe import OptimizerConfig
 from diptych.train.sharding import is_sharded, sharded_like
 
 
-def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, dtype: torch.dtype = torch.float32
+) -> torch.optim.Optimizer:
     """AdamW or Muon, with decay on weights of two or more axes only, and a learning rate factor per part.
 
     Every parameter group carries its ``lr_multiplier``; ``set_learning_rate`` applies the schedule on top of it.
+
+    Args:
+        dtype: what the run computes in, and Muon its updates.
 
     Raises:
         ValueError: Muon over sharded parameters, whose matrices no process has whole.
@@ -43,7 +48,7 @@ def build_optimizer(parameters: Mapping[str, nn.Parameter], config: OptimizerCon
                 "lr": config.lr * multiplier,
                 "lr_multiplier": multiplier,
                 "weight_decay": decay,
-                **({"is_matrix": is_matrix, "momentum": config.momentum} if config.name == "muon" else {}),
+                **({"is_matrix": is_matrix, "momentum": config.momentum, "dtype": dtype} if kind is Muon else {}),
             }
             for (multiplier, decay, is_matrix), members in groups.items()
         ],

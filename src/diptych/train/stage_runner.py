@@ -66,7 +66,7 @@ class StageRunner:
             raise ValueError(f"stages.{name}.trainable names {sorted(self.trainable)}: no parameters to train.")
         self.passes = Step(module, self.weights, self.processes, precision, run.task.count_terms)
         self.bare_passes = Step(step_module, self.weights, self.processes, precision)
-        self.optimizer = build_optimizer(self.parameters, stage.optimizer)
+        self.optimizer = build_optimizer(self.parameters, stage.optimizer, precision)
         decay = stage.optimizer.ema_decay
         self.ema = None if decay is None else WeightAverage(self.parameters, decay)
         self.losses = LossMeter(self.weights, run.recipe.logging.noise_level_bins)
