@@ -41,7 +41,11 @@ def add_model_options(parser: Parser) -> None:
 
 def add_device_options(parser: Parser) -> None:
     """``--device`` and ``--dtype``."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 … (default: auto)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda, cuda:1 …, or parts' own: backbone=cuda:0,denoiser=cuda:1 (default: auto)",
+    )
     parser.add_argument("--dtype", default="auto", help="auto, float32 or bfloat16 (default: auto)")
 
 

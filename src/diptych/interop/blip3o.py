@@ -4,7 +4,7 @@ What is read, checked and told is decided from names and shapes alone, before an
 from the mapped file to its place, so that no shard stands in memory twice.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from diptych.models.encoders.eva_clip import EvaClipEncoder
 from diptych.models.encoders.qwen_vision import PIXEL_BUDGET, QwenVisionEncoder
 from diptych.models.part import part_kind
 from diptych.unified import DrawSettings, ImagePolicy, UnifiedModel
+from diptych.unified.drawing import draw_features
 
 _UNDERSTANDING = ("backbone", "encoder")
 _LICENCE = (
@@ -55,7 +56,7 @@ def load_blip3o(
     can_draw: bool = True,
     allow_unknown: bool = False,
     strict_original: bool = False,
-    offload_to: torch.device | str | None = None,
+    place: Callable[[UnifiedModel], None] | None = None,
 ) -> UnifiedModel:
     """The model in a folder of the released layout, in evaluation mode.
 
@@ -67,7 +68,7 @@ def load_blip3o(
         allow_unknown: leave keys aside that the layout does not have, instead of refusing them.
         strict_original: pictures of a prompt that asks for an image have one-dimensional positions, as in the released
             inference, instead of Qwen2.5-VL's own.
-        offload_to: where stages of inference run, one at a time, on the way from ``device``, the CPU.
+        place: brings the loaded model from ``device``, then the CPU, to where it runs: its ``offload_to`` or ``place``.
 
     Raises:
         FileNotFoundError: a file of the layout, a shard or the decoder's folder is missing.
@@ -106,8 +107,8 @@ def load_blip3o(
         draw=DrawSettings(num_steps=30, guidance_scale=3.0, whole_timesteps=True, flat_positions=strict_original),
         card=_card(config),
     ).eval()
-    if offload_to is not None:
-        model.offload_to(offload_to)
+    if place is not None:
+        place(model)
     if space is not None:
         space.null_features.copy_(blank_features(model))
     return model
@@ -132,10 +133,8 @@ def blank_features(model: UnifiedModel, seed: int = 0) -> Tensor:
     positions = torch.arange(embedded.shape[1], device=model.device)[None]
     condition = backbone(embedded, positions).hidden_states[:, -head.num_queries :]
     shape = model.autoencoder.null_features.shape
-    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed)).to(model.device)
-    model.enter_stage("draw")
-    features: Tensor = head.draw(condition, head.null_condition(1), noise, model.draw_settings)
-    return features[0]
+    noise = torch.randn(1, *shape, generator=torch.Generator().manual_seed(seed))
+    return draw_features(model, condition, None, None, noise, model.draw_settings)[0]
 
 
 def _load_tokenizer(folder: Path, config: Mapping[str, Any]) -> FastTokenizer:

@@ -6,7 +6,7 @@ mapped file to its place.
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ def load_blip3o_next(
     diffusion_folder: str | Path | None = None,
     can_draw: bool = True,
     allow_unknown: bool = False,
-    offload_to: torch.device | str | None = None,
+    place: Callable[[UnifiedModel], None] | None = None,
 ) -> UnifiedModel:
     """The model in a folder of the released layout, in evaluation mode.
 
@@ -73,7 +73,7 @@ def load_blip3o_next(
             SANA1.5_1.6B_1024px unless ``diffusion_name_or_path`` is a folder.
         can_draw: False leaves out all that has to do with pictures: the language model alone.
         allow_unknown: leave keys aside that the layout does not have, instead of refusing them.
-        offload_to: where stages of inference run, one at a time, on the way from ``device``, the CPU.
+        place: brings the loaded model from ``device``, then the CPU, to where it runs: its ``offload_to`` or ``place``.
 
     Raises:
         FileNotFoundError: a file of the layout or a shard is missing.
@@ -102,8 +102,8 @@ def load_blip3o_next(
     if encoder_file is not None and can_draw:
         parts["encoder"] = load_ta_tok(encoder_file, config["num_image_tokens"], device, dtype)
     model = _compose(parts, tokenizer, config)
-    if offload_to is not None:
-        model.offload_to(offload_to)
+    if place is not None:
+        place(model)
     return model
 
 

@@ -1,6 +1,6 @@
 """Folders of released models as they are downloaded: which kind one is, and its loader."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,12 +26,13 @@ def load_released(
     folder: str | Path,
     device: "torch.device | str",
     dtype: "torch.dtype",
-    offload_to: "torch.device | str | None",
+    place: "Callable[[UnifiedModel], None] | None",
     options: Mapping[str, Any],
 ) -> "UnifiedModel":
     """The model in a released folder.
 
     Args:
+        place: see the loaders.
         options: what the loader of that kind takes besides.
 
     Raises:
@@ -42,8 +43,12 @@ def load_released(
         from diptych.interop.blip3o import load_blip3o as loader
     else:
         from diptych.interop.blip3o_next_folder import load_blip3o_next as loader
-    known = [name for name, given in signature(loader).parameters.items() if given.kind is given.KEYWORD_ONLY]
+    known = [
+        name
+        for name, given in signature(loader).parameters.items()
+        if given.kind is given.KEYWORD_ONLY and name != "place"
+    ]
     unknown = [name for name in options if name not in known]
     if unknown:
         raise TypeError(f"{', '.join(unknown)}: {kind}'s released models do not take this, only {', '.join(known)}.")
-    return loader(folder, device, dtype, offload_to=offload_to, **options)
+    return loader(folder, device, dtype, place=place, **options)

@@ -193,10 +193,14 @@ def draw_features(
     model.enter_stage("draw")
     if null is None:
         null = model.image_head.null_condition(len(condition))
-    own: dict[str, Any] = {} if mask is None else {"mask": mask}
+    own: dict[str, Tensor] = {} if mask is None else {"mask": mask}
     if references:
         own["references"] = torch.stack(list(references))
-    drawn: Tensor = model.image_head.draw(condition, null, noise, settings, on_step, **own)
+    device = model.device_of("denoiser")
+    own = {name: tensor.to(device) for name, tensor in own.items()}
+    drawn: Tensor = model.image_head.draw(
+        condition.to(device), null.to(device), noise.to(device), settings, on_step, **own
+    )
     return drawn
 
 
@@ -213,7 +217,8 @@ def _render(
     places = list(features)
     for chosen in (places[start : start + step] for start in range(0, len(places), step)):
         own = {"seeds": [seeds[index] for index in chosen]} if getattr(space, "takes_seeds", False) else {}
-        images = space.decode(torch.stack([features[index] for index in chosen]), **own)
+        stacked = torch.stack([features[index] for index in chosen])
+        images = space.decode(stacked.to(model.device_of("autoencoder")), **own)
         drawn.update(zip(chosen, _to_images(images), strict=True))
     return drawn
 

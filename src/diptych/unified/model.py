@@ -25,7 +25,7 @@ from diptych.data.tokenizer import Tokenizer
 from diptych.flow.solvers import OnStep
 from diptych.models.backbones.protocol import BackboneOutput, Cache
 from diptych.unified.drawing import conditions_of, generate_images
-from diptych.unified.offload import Stage, StagedPlacement
+from diptych.unified.offload import PartDevices, Stage, StagedPlacement
 from diptych.unified.settings import DrawSettings, GridTable, ImagePolicy
 from diptych.unified.tokens import draws_by_tokens
 
@@ -40,7 +40,8 @@ class UnifiedModel(nn.Module):
         image_head: draws features; ``None`` for a model that only understands.
         autoencoder: the generation space.
         card: what ``info`` shows: name, licence, training summary, scores.
-        placement: keeps on the device what the present stage of inference runs (`offload_to`); None: all stays.
+        placement: keeps on the device what the present stage of inference runs (`offload_to`), or parts on devices of
+            their own (`place`); None: all is on one.
         bits: of the weights of backbone and denoiser (`low_bits.use_low_bits`); None in full precision.
     """
 
@@ -71,7 +72,7 @@ class UnifiedModel(nn.Module):
         self.images = images or ImagePolicy()
         self.draw_settings = draw or DrawSettings()
         self.card = dict(card or {})
-        self.placement: StagedPlacement | None = None
+        self.placement: StagedPlacement | PartDevices | None = None
         self.bits: int | None = None
         self.autoencoder = autoencoder
         self.encoder = encoder
@@ -84,12 +85,20 @@ class UnifiedModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
+        """Where the model runs: its backbone, if parts have devices of their own."""
         return next(self.parameters()).device if self.placement is None else self.placement.device
 
     def offload_to(self, device: torch.device | str) -> None:
         """From now on runs on ``device`` and keeps there only what the present stage runs; for inference alone."""
         self.placement = StagedPlacement(self, device)
+
+    def place(self, devices: Mapping[str, torch.device | str]) -> None:
+        """From now on parts run on devices of their own (`PartDevices`); for inference alone."""
+        self.placement = PartDevices(self, devices)
+
+    def device_of(self, part: str) -> torch.device:
+        """Where a part runs."""
+        return self.device if self.placement is None else self.placement.device_of(part)
 
     def enter_stage(self, stage: Stage) -> None:
         """Tells the placement, where there is one, what is run next."""
@@ -155,17 +164,19 @@ class UnifiedModel(nn.Module):
         """Features of images that are looked at, before the connector."""
         self.enter_stage("read pictures")
         if self.encoder is None:
-            return self.generation_space().encode(images)
-        output = self.encoder(images)
+            seen: Tensor = self.generation_space().encode(images.to(self.device_of("autoencoder")))
+            return seen.to(self.device)
+        output = self.encoder(images.to(self.device_of("encoder")))
         rows, columns = output.grid
-        return output.tokens.transpose(1, 2).unflatten(2, (rows, columns))
+        return output.tokens.transpose(1, 2).unflatten(2, (rows, columns)).to(self.device)
 
     def encode_outputs(
         self, images: Float[Tensor, "images 3 height width"]
     ) -> Float[Tensor, "images channels rows cols"]:
         """Features of images that are drawn, as the image head is to draw them."""
         self.enter_stage("render")
-        return self.generation_space().encode(images)
+        encoded: Tensor = self.generation_space().encode(images.to(self.device_of("autoencoder")))
+        return encoded.to(self.device)
 
     def group_features(self, group: ImageGroup, is_output: bool) -> Float[Tensor, "images channels rows cols"]:
         """The features of a group: those that were cached, or those of its images."""
@@ -194,7 +205,8 @@ class UnifiedModel(nn.Module):
     def _embed_seen(self, group: ImageGroup) -> Float[Tensor, "images tokens dim"]:
         """What stands in the places of images that are looked at: their features, or the tokens of their codes."""
         if getattr(self.image_head, "reads_codes", False) and group.images is not None:
-            return self.backbone.embed(self.image_head.token_ids(self.encoder.codes(group.images))[:, 1:])
+            codes = self.encoder.codes(group.images.to(self.device_of("encoder"))).to(self.device)
+            return self.backbone.embed(self.image_head.token_ids(codes)[:, 1:])
         if self.connector is None:
             raise ValueError("this model cannot look at images. `diptych info` lists what it can do.")
         features = rearrange(
