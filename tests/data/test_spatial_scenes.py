@@ -49,13 +49,20 @@ def test_no_item_of_a_test_is_an_example():
     assert not any(allowed_in_training(scene) for scene in tested)
 
 
-def test_a_thought_is_the_layout_of_the_target():
-    example = replace(CONFIG, thinks=True).build().example(3, 0)
-    thought = example.parts[2]
-    assert isinstance(thought, Text) and thought.is_thought and thought.is_target
-    wanted = Scene.from_dict(example.metadata["scene"])
-    told = parse_layout(thought.text)
-    assert sorted(o.type for o in told.objects) == sorted(o.type for o in wanted.objects)
+def test_a_thought_tells_what_is_meant_and_ends_in_the_layout_of_the_target():
+    source = replace(CONFIG, thinks=True).build()
+    for index in range(20):
+        example = source.example(index, 0)
+        thought, edit = example.parts[2], source.spatial(index, 0).edit
+        assert isinstance(thought, Text) and thought.is_thought and thought.is_target
+        *read, new, target = thought.text.split("; ")
+        assert read[::2] == [mention.phrase for mention in edit.about]
+        assert all(mention.phrase in edit.instruction for mention in edit.about)
+        marked = [part.count(" 1 ") for part in read[1::2]]
+        assert marked == [1] * len(edit.about)
+        assert (new == "no object") == (example.metadata["kind"] == "remove") and (new in target or new == "no object")
+        wanted, told = Scene.from_dict(example.metadata["scene"]), parse_layout(target)
+        assert sorted(o.type for o in told.objects) == sorted(o.type for o in wanted.objects)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from diptych.scenes.edits import AllowRule, Edit
-from diptych.scenes.phrases import pick, refer, shuffled
+from diptych.scenes.phrases import Mention, pick, refer, shuffled
 from diptych.scenes.sample import fits
 from diptych.scenes.scene import SIZES, Scene, SceneObject, size_radius
 from diptych.scenes.split import SPLITS, Split, may_follow, split_scene
@@ -175,8 +175,12 @@ def _side(direction: str) -> str:
     return "width" if DIRECTIONS[direction][0] else "height"
 
 
-def _altered(operation: str, words: str, source: Scene, target: Scene, index: int, inverse: Edit | None = None) -> Edit:
-    return Edit(operation, words, source, target, (index,), (index,), inverse=inverse)
+def _altered(
+    operation: str, words: str, source: Scene, target: Scene, about: Sequence[Mention], inverse: Edit | None = None
+) -> Edit:
+    """An edit of the object that is named first."""
+    objects = about[0].objects
+    return Edit(operation, words, source, target, objects, objects, about=tuple(about), inverse=inverse)
 
 
 def _moved(item: SceneObject, direction: str, percent: int) -> SceneObject:
@@ -199,8 +203,8 @@ def _move(scene: Scene, rng: np.random.Generator) -> SpatialEdit | None:
         return pick(rng, _WORDS["move"]).format(subject, percent, _side(way), _ENDS[way])
 
     words = say(name, direction)
-    inverse = _altered("move", say(back, _OPPOSITE[direction]), target, scene, index)
-    return SpatialEdit("move", _altered("move", words, scene, target, index, inverse), (percent,))
+    inverse = _altered("move", say(back, _OPPOSITE[direction]), target, scene, [Mention(back, (index,))])
+    return SpatialEdit("move", _altered("move", words, scene, target, [Mention(name, (index,))], inverse), (percent,))
 
 
 def _place(scene: Scene, rng: np.random.Generator) -> SpatialEdit | None:
@@ -222,7 +226,8 @@ def _place(scene: Scene, rng: np.random.Generator) -> SpatialEdit | None:
         return None
     words = pick(rng, _WORDS["place"]).format(name, relation, other_name, percent, _side(_RELATIONS[relation]))
     target = _with(scene, index, replace(item, x=spot.x, y=spot.y))
-    return SpatialEdit("place", _altered("place", words, scene, target, index), (percent,))
+    about = [Mention(name, (index,)), Mention(other_name, (other,))]
+    return SpatialEdit("place", _altered("place", words, scene, target, about), (percent,))
 
 
 def _point(scene: Scene, rng: np.random.Generator) -> SpatialEdit | None:
@@ -236,7 +241,7 @@ def _point(scene: Scene, rng: np.random.Generator) -> SpatialEdit | None:
         return None
     words = pick(rng, _WORDS["point"]).format(name, across, down)
     target = _with(scene, index, replace(item, x=across / 100, y=down / 100))
-    return SpatialEdit("point", _altered("point", words, scene, target, index), (across, down))
+    return SpatialEdit("point", _altered("point", words, scene, target, [Mention(name, (index,))]), (across, down))
 
 
 def _is_near(item: SceneObject, x: float, y: float) -> bool:
@@ -262,8 +267,8 @@ def _scale(scene: Scene, rng: np.random.Generator) -> SpatialEdit | None:
         return pick(rng, _WORDS["scale up" if change > 0 else "scale down"]).format(subject, percent), percent
 
     words, percent = say(name, item.size, size)
-    inverse = _altered("scale", say(back, size, item.size)[0], target, scene, index)
-    return SpatialEdit("scale", _altered("scale", words, scene, target, index, inverse), (percent,))
+    inverse = _altered("scale", say(back, size, item.size)[0], target, scene, [Mention(back, (index,))])
+    return SpatialEdit("scale", _altered("scale", words, scene, target, [Mention(name, (index,))], inverse), (percent,))
 
 
 def _remove(scene: Scene, rng: np.random.Generator) -> SpatialEdit | None:
@@ -272,7 +277,8 @@ def _remove(scene: Scene, rng: np.random.Generator) -> SpatialEdit | None:
         return None
     index, name = chosen
     target = Scene((*scene.objects[:index], *scene.objects[index + 1 :]), scene.background)
-    return SpatialEdit("remove", Edit("remove", _WORDS["remove"][0].format(name), scene, target, (index,), ()), ())
+    words, about = _WORDS["remove"][0].format(name), (Mention(name, (index,)),)
+    return SpatialEdit("remove", Edit("remove", words, scene, target, (index,), (), about=about), ())
 
 
 _BUILDERS: dict[str, Callable[[Scene, np.random.Generator], SpatialEdit | None]] = {

@@ -10,11 +10,11 @@ from diptych.data.example import Example, ImageIn, ImageOut, LazyImage, Part, Te
 from diptych.data.sources.protocol import BadRecord
 from diptych.data.sources.scenes import scene_key
 from diptych.scenes.draw import draw
-from diptych.scenes.layouts import layout_text
 from diptych.scenes.sample import MAX_OBJECTS
 from diptych.scenes.scene import Scene
 from diptych.scenes.spatial_edits import SPATIAL_OPERATIONS, SpatialEdit, spatial_edit_of_split
 from diptych.scenes.split import Split
+from diptych.scenes.thoughts import edit_thought
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,8 @@ class SpatialScenesSource:
     max_objects: int = MAX_OBJECTS
     """Objects of a scene at most, 2 to 6."""
     thinks: bool = False
-    """Before a picture is drawn its layout (`diptych.scenes.layouts`) is written as a thought, which is learnt too."""
+    """Before a picture is drawn it is written, as a thought that is learnt too, what is seen, what of it is meant, and
+    what is to be there (`diptych.scenes.thoughts`)."""
 
     def __post_init__(self) -> None:
         if self.split not in get_args(Split):
@@ -96,8 +97,7 @@ class SpatialExamples:
         edit = spatial.edit
         thought: tuple[Part, ...] = ()
         if self.config.thinks:
-            layout = layout_text(edit.target, edit.instruction)
-            thought = (Text(layout, role="assistant", is_target=True, is_thought=True),)
+            thought = (Text(edit_thought(edit), role="assistant", is_target=True, is_thought=True),)
         parts = (
             ImageIn(self._image(edit.source)),
             Text(edit.instruction),
