@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from diptych.data.example import ImageOut, Text
+from diptych.evals.contenders import UnifiedContender
 from diptych.unified.prompts import split_batch
 from diptych.unified.thoughts import with_thoughts
 from tests.tiny_models import tiny_model
@@ -76,6 +77,22 @@ def test_the_model_thinks_by_habit(model, picture):
     asked = [picture, "What is it?"]
     assert habitual.generate_text(asked, max_new_tokens=4) == model.generate_text(asked, max_new_tokens=4, think=True)
     assert habitual.generate_text(asked, max_new_tokens=4, think=False) == model.generate_text(asked, max_new_tokens=4)
+
+
+def test_a_model_may_think_before_it_draws_and_answer_at_once(model, picture):
+    habitual = tiny_model()
+    habitual.load_state_dict(model.state_dict())
+    habitual.draw_settings = replace(model.draw_settings, think=True, think_to_answer=False)
+    assert "thought" in habitual.generate_image("a red circle")[0].info
+    asked = [picture, "What is it?"]
+    at_once, thoughtful = (model.generate_text(asked, max_new_tokens=4, think=think) for think in (False, True))
+    assert at_once != thoughtful
+    assert habitual.generate_text(asked, max_new_tokens=4) == at_once
+    assert habitual.generate_text(asked, max_new_tokens=4, think=True) == thoughtful
+    assert "".join(habitual.chat().stream(asked, max_new_tokens=4)) == at_once
+    contender = UnifiedContender(habitual, "mine", "fingerprint")
+    thinks = [contender.settings(kind, {})["think"] for kind in ("image", "text", "log_likelihood")]
+    assert thinks == [True, False, False]
 
 
 def test_an_answer_follows_its_thought(model, picture):

@@ -36,7 +36,7 @@ class UnifiedContender:
     def settings(self, kind: Kind, given: Mapping[str, Any]) -> dict[str, Any]:
         own = self.model.draw_settings
         if kind == "log_likelihood":
-            defaults: dict[str, Any] = {"think": own.think}
+            defaults: dict[str, Any] = {"think": own.thinks_to_answer}
         elif kind == "image":
             defaults = {
                 **asdict(own),  # whatever a model draws by belongs to the key of a sample
@@ -45,7 +45,7 @@ class UnifiedContender:
                 "size": list(self.model.images.size),
             }
         else:
-            defaults = {"max_new_tokens": 256, "temperature": 0.0, "top_p": 1.0, "think": own.think}
+            defaults = {"max_new_tokens": 256, "temperature": 0.0, "top_p": 1.0, "think": own.thinks_to_answer}
         known = {"image": DRAW_SETTINGS, "text": WRITE_SETTINGS, "log_likelihood": ("think",)}[kind]
         unknown = sorted(set(given) - set(known))
         if unknown:

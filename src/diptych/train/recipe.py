@@ -173,6 +173,8 @@ class SamplingConfig:
     """Shift s >= 1 of the time grid, ``t / (s - (s - 1) t)``: more steps near noise; 1 is a uniform grid."""
     think: bool = False
     """The model writes a thought before it draws or answers; it must have been trained to."""
+    think_to_answer: bool | None = None
+    """Whether it writes one before an answer, where that is not as before an image."""
     think_temperature: float = 0.7
     """Temperature of thoughts before images; 0 takes the likeliest token."""
 

@@ -37,7 +37,7 @@ class Chat:
     def stream(self, prompt: Any, seed: int = 0, think: bool | None = None, **settings: Any) -> Iterator[str]:
         """The answer in pieces. The conversation goes on only once the answer is complete; a thought stays in it."""
         parts = (*self.parts, *prompt_parts(prompt))
-        if self.model.draw_settings.think if think is None else think:
+        if self.model.draw_settings.thinks_to_answer if think is None else think:
             habits = {name: settings[name] for name in ("temperature", "top_p") if name in settings}
             parts = with_thoughts(self.model, [parts], [seed], **habits)[0]
         state, tokens = self._advance(parts)

@@ -394,7 +394,7 @@ class UnifiedModel(nn.Module):
         from diptych.unified.prompts import prompt_seeds
         from diptych.unified.thoughts import with_thoughts
 
-        if not (self.draw_settings.think if think is None else think):
+        if not (self.draw_settings.thinks_to_answer if think is None else think):
             return requests
         return with_thoughts(self, requests, prompt_seeds(seed, len(requests)), temperature, top_p)
 

@@ -35,6 +35,8 @@ class DrawSettings:
     backbone has three axes: what BLIP3-o's released inference does."""
     think: bool = False
     """A thought is written before an image is drawn and before an answer."""
+    think_to_answer: bool | None = None
+    """Whether one is written before an answer, where that is not as before an image."""
     think_temperature: float = 0.7
     """Temperature of thoughts before images; those before answers have the answer's."""
 
@@ -49,6 +51,11 @@ class DrawSettings:
             raise ValueError(f"think_temperature must be 0 or a positive number, got {self.think_temperature}.")
         if self.solver not in SOLVERS:
             raise ValueError(f"solver must be one of {', '.join(SOLVERS)}, got {self.solver!r}.")
+
+    @property
+    def thinks_to_answer(self) -> bool:
+        """Whether a thought is written before an answer."""
+        return self.think if self.think_to_answer is None else self.think_to_answer
 
 
 @dataclass(frozen=True, kw_only=True)
