@@ -76,7 +76,9 @@ def test_grpo_trains_the_backbone_alone_and_scores_what_it_did_not_see(tiny_run,
     assert changed == {"backbone"}
     assert result.scores["grpo"] == {"held-out reward": 0.5}
     saved = json.loads((tmp_path / "run" / "scores.json").read_text())
-    assert "frechet_distance" in json.dumps(saved)
+    assert [table["contender"] for table in saved["tables"]] == ["model", "before"]
+    distances = [table["details"]["frechet_distance"] for table in saved["tables"]]
+    assert distances[0] != distances[1] and min(distances) > 0  # the trained one's, and that of where it began
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("reward" in json.dumps(line) for line in lines)
 

@@ -299,9 +299,15 @@ class Grpo:
         return {"policy": LossTerm(losses.sum(), count), "kl": LossTerm(divergence.sum(), count)}
 
     def score(self, model: UnifiedModel, num_prompts: int, seed: int) -> list[ScoreTable]:
-        """The reward on held-out prompts, one picture each, and the Fréchet distance of these to the real ones."""
+        """The reward on held-out prompts, one picture each, and the Fréchet distance of these to the real ones: of the
+        model, and of that which the run began with."""
         source = self.config.held_out.build()
         examples = [source.example(index, 0) for index in range(num_prompts)]
+        before = self.config.build().to(model.device).eval()
+        contenders = {"model": model, "before": before}
+        return [self._scored(name, contender, examples, seed) for name, contender in contenders.items()]
+
+    def _scored(self, name: str, model: UnifiedModel, examples: Sequence[Example], seed: int) -> ScoreTable:
         drawn = model.generate_image([[*example.parts[:-1]] for example in examples], seed=seed)
         pictures = [np.asarray(image) for image in drawn]
         values = list(self.reward(examples, pictures))
@@ -309,8 +315,7 @@ class Grpo:
         if self.config.features is not None:
             details["frechet_distance"] = self._distance(examples, pictures)
         prompts = [str(example.parts[0].text) for example in examples if isinstance(example.parts[0], Text)]
-        table = score_table("held-out reward", "model", ["all"] * len(values), values, prompts, details=details)
-        return [table]
+        return score_table("held-out reward", name, ["all"] * len(values), values, prompts, details=details)
 
     @torch.no_grad()
     def _distance(self, examples: Sequence[Example], pictures: Sequence[Pixels]) -> float:

@@ -96,11 +96,12 @@ def tiny() -> Recipe[Blip3oNextConfig]:
 
 
 def grpo() -> Recipe[GrpoConfig]:
-    """``tiny()`` after reinforcement learning by the exact rules of the built-in world, in two minutes on one core.
+    """``tiny()`` after reinforcement learning by the exact rules of the built-in world, in minutes on one core.
 
-    The model is taken from ``runs/blip3o_next_tiny``; elsewhere it is named by ``--model.start-from``. The numbers are
-    those of ``paper_grpo`` but for the learning rate, since a small model takes larger steps, the number of prompts,
-    and groups of 8.
+    The model is taken from ``runs/blip3o_next_tiny``; elsewhere it is named by ``--model.start-from``. It must draw some
+    of its pictures right for there to be a reward: train it with ``--stages.draw.num-steps 800``. The numbers are those
+    of ``paper_grpo`` but for the learning rate, since a small model takes larger steps, the number of prompts, and
+    groups of 8.
     """
     draw = ScenesSource(num_scenes=100_000, task="text_to_image", caption_style="short", max_objects=1, seed=21)
     return Recipe(
@@ -118,9 +119,9 @@ def grpo() -> Recipe[GrpoConfig]:
                 trainable=("backbone",),
                 mix={"draw": 1.0},
                 objectives={"policy": 1.0, "kl": 1e-3},
-                num_steps=100,
+                num_steps=150,
                 batch_size=16,
-                optimizer=OptimizerConfig(lr=2e-4, warmup_steps=5, schedule="constant"),
+                optimizer=OptimizerConfig(lr=6e-5, warmup_steps=5, schedule="constant"),
             )
         },
         sampling=SamplingConfig(num_steps=8, guidance_scale=2.0),
