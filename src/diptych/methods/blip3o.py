@@ -37,6 +37,7 @@ from diptych.objectives.loss_term import LossTerm, Objective, weighted_term
 from diptych.objectives.randomness import normal_from_seeds, uniform_from_seeds
 from diptych.objectives.reconstruction import reconstruction_loss
 from diptych.objectives.text import text_term
+from diptych.objectives.word_noise import with_word_noise
 from diptych.train.part_configs import (
     BackboneConfig,
     EncoderConfig,
@@ -175,6 +176,7 @@ class Blip3oObjectives:
     loss_floor: float = MIN_SIGMA
     feature_noise: float = 0.8
     label_noise: float = 1.0
+    word_noise: float = 0.0
     frozen_prefix: bool = True
 
     def joint(self, model: UnifiedModel, batch: Batch, generator: torch.Generator) -> dict[str, LossTerm]:
@@ -186,6 +188,8 @@ class Blip3oObjectives:
         is_frozen = self.frozen_prefix and reads_frozen(model, batch)
         if is_frozen and not batch.outputs:
             return {}
+        if self.word_noise and not is_frozen:
+            batch = with_word_noise(batch, self.word_noise, model.tokenizer.vocab_size)
         output = forward_for_queries(model, batch) if is_frozen else model.forward_for_drawing(batch)
         terms = {}
         if len(batch.target_slots) and not is_frozen:
@@ -293,6 +297,9 @@ class Blip3oConfig:
     """Largest noise on features when the decoder learns (tau)."""
     label_noise: float = 1.0
     """Largest noise on features from which labels are told: the more, the more of the features is about them."""
+    word_noise: float = 0.0
+    """Share of the words written so far that are replaced while the next ones are learnt, so that these are read off
+    the picture instead of guessed (`objectives.word_noise`); examples that draw keep theirs."""
     cache_features: bool = False
     """Encode every image once and keep its features in memory, in stages that do not train the generation space."""
     feature_cache: str | None = None
@@ -354,6 +361,7 @@ class Blip3oConfig:
             loss_floor=self.loss_floor,
             feature_noise=self.feature_noise,
             label_noise=self.label_noise,
+            word_noise=self.word_noise,
             frozen_prefix=self.frozen_prefix,
         )
         return {

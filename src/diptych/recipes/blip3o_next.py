@@ -98,10 +98,10 @@ def tiny() -> Recipe[Blip3oNextConfig]:
 def grpo() -> Recipe[GrpoConfig]:
     """``tiny()`` after reinforcement learning by the exact rules of the built-in world, in minutes on one core.
 
-    The model is taken from ``runs/blip3o_next_tiny``; elsewhere it is named by ``--model.start-from``. It must draw some
-    of its pictures right for there to be a reward: train it with ``--stages.draw.num-steps 800``. The numbers are those
-    of ``paper_grpo`` but for the learning rate, since a small model takes larger steps, the number of prompts, and
-    groups of 8.
+    The model is taken from ``runs/blip3o_next_tiny``; elsewhere it is named by ``--model.start-from``. It must draw
+    some of its pictures right for there to be a reward: train it with ``--stages.draw.num-steps 800``. The numbers are
+    those of ``paper_grpo`` but for the learning rate, since a small model takes larger steps, the number of prompts,
+    and groups of 8.
     """
     draw = ScenesSource(num_scenes=100_000, task="text_to_image", caption_style="short", max_objects=1, seed=21)
     return Recipe(
