@@ -1,4 +1,4 @@
-"""The curricula of ``blip3o:small`` and ``blip3o:think``: what is shown, and in which order."""
+"""The curricula of ``blip3o:small``, ``blip3o:think`` and ``blip3o:demo``: what is shown, and in which order."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -164,5 +164,39 @@ def think_stages(small: Mapping[str, Stage]) -> dict[str, Stage]:
             },
             optimizer=replace(everything.optimizer, weight_decay=0.1),
             num_steps=9000,
+        ),
+    }
+
+
+def demo_data() -> dict[str, ScenesSource]:
+    """Pictures to read, questions that are answered at once, and captions with the layout that is drawn."""
+    small, think = small_data(), think_data()
+    asked = {name: replace(small[name], answer_weight=2.0) for name in ("ask_two", "ask_few", "ask")}
+    return {
+        "tell_two": replace(think["tell"], max_objects=2),
+        "tell_few": replace(think["tell"], max_objects=4),
+        "tell": think["tell"],
+        "ask_one": small["ask_one"],
+        **asked,
+        **{name: think[name] for name in ("draw_one", "draw_two", "draw")},
+    }
+
+
+def demo_stages(small: Mapping[str, Stage]) -> dict[str, Stage]:
+    """Reading, existence, names, all questions, drawing; ``small`` are the stages of ``blip3o:small``."""
+    read = replace(small["relate"], optimizer=replace(small["relate"].optimizer, decay_fraction=0.1))
+    last = small["arrange"]
+    return {
+        "read_two": replace(read, mix={"tell_two": 1.0}, num_steps=150),
+        "read": replace(read, mix={"tell_few": 0.4, "tell": 0.6}, num_steps=300),
+        "match": replace(small["match"], num_steps=200),
+        "name": replace(small["name"], num_steps=300),
+        "compare": replace(read, mix={"ask_few": 0.5, "ask": 0.4, "tell": 0.1}, num_steps=700, batch_size=16),
+        "draw": replace(small["draw"], mix={"draw_one": 0.6, "ask_few": 0.3, "tell_few": 0.1}, num_steps=120),
+        "arrange": replace(
+            last,
+            mix={"draw_two": 0.3, "draw": 0.28, "ask_few": 0.17, "ask": 0.2, "tell": 0.05},
+            num_steps=1000,
+            optimizer=replace(last.optimizer, decay_fraction=0.5),
         ),
     }

@@ -5,7 +5,14 @@ from dataclasses import replace
 from diptych.data.sources.scenes import ScenesSource
 from diptych.flow.time import UniformTime
 from diptych.methods.blip3o import Blip3oConfig
-from diptych.recipes._blip3o_curriculum import small_data, small_stages, think_data, think_stages
+from diptych.recipes._blip3o_curriculum import (
+    demo_data,
+    demo_stages,
+    small_data,
+    small_stages,
+    think_data,
+    think_stages,
+)
 from diptych.recipes._blip3o_paper import published_recipe
 from diptych.scenes.labels import LABELS
 from diptych.train.part_configs import BackboneConfig, FeaturesConfig, LoraConfig, LuminaConfig, VitConfig
@@ -320,14 +327,14 @@ def joint() -> Recipe[Blip3oConfig]:
 
 
 def demo() -> Recipe[Blip3oConfig]:
-    """``small`` in minutes: backbone, queries and denoiser from scratch on two cores, what ``make demo`` trains.
+    """A model in minutes: backbone, queries and denoiser from scratch on two cores, what ``make demo`` trains.
 
-    Two layers of backbone and one of denoiser fewer, and no relations or edits: those take longer than there is time.
+    Two layers of backbone and one of denoiser fewer than ``small()``. It reads pictures first, whose every word is
+    learnt from every picture, then answers at once, and draws from a layout that it writes as a thought (`think()`).
+    Relations take longer to learn than there is time, and edits are left out.
     """
     base = small()
     assert isinstance(base.model.backbone, BackboneConfig)
-    stages = base.stages
-    last = stages["arrange"]
     return replace(
         base,
         name="blip3o:demo",
@@ -335,33 +342,35 @@ def demo() -> Recipe[Blip3oConfig]:
             base.model,
             backbone=replace(base.model.backbone, num_layers=4),
             denoiser=replace(base.model.denoiser, num_layers=4),
+            sees_text=True,
         ),
-        stages={
-            "match": replace(stages["match"], num_steps=200),
-            "name": replace(stages["name"], num_steps=250),
-            "compare": replace(stages["compare"], mix={"ask_few": 1.0}, num_steps=250, batch_size=16),
-            "draw": replace(stages["draw"], num_steps=120),
-            "arrange": replace(
-                last,
-                mix={"draw_two": 0.3, "draw": 0.4, "ask": 0.3},
-                num_steps=620,
-                optimizer=replace(last.optimizer, decay_fraction=0.5),
-            ),
-        },
+        data=demo_data(),
+        stages=demo_stages(base.stages),
+        sampling=replace(base.sampling, guidance_scale=2.0, think=True, think_to_answer=False, think_temperature=0.0),
         evaluation=replace(base.evaluation, scorers=("geneval", "questions", "editing")),
         logging=LoggingConfig(every_steps=20, sample_every=310),
     )
 
 
 def demo_sequential() -> Recipe[Blip3oConfig]:
-    """``demo`` in the order of the paper: understanding, then generation with the backbone frozen."""
+    """``demo`` in the order of the paper: understanding, then generation with the backbone frozen.
+
+    A frozen backbone learns no thoughts, so pictures are drawn without them.
+    """
     base = demo()
-    understanding = {name: base.stages[name] for name in ("match", "name", "compare")}
     last = base.stages["arrange"]
     generation = replace(
         last, trainable=("image_head",), mix={"draw_one": 0.2, "draw_two": 0.35, "draw": 0.45}, objectives={"flow": 1.0}
     )
-    return replace(base, name="blip3o:demo_sequential", stages={**understanding, "generation": generation})
+    at_once = {name: replace(base.data[name], thinks=False) for name in generation.mix}
+    understanding = {name: stage for name, stage in base.stages.items() if "image_head" not in stage.trainable}
+    return replace(
+        base,
+        name="blip3o:demo_sequential",
+        data={**base.data, **at_once},
+        stages={**understanding, "generation": generation},
+        sampling=replace(base.sampling, think=False),
+    )
 
 
 def paper() -> Recipe[Blip3oConfig]:
