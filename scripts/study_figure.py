@@ -14,7 +14,7 @@ from diptych.evals.comparison import Cell, cells_of, pooled, pooled_fdr_k, read_
 from diptych.evals.scores_file import title_of
 from diptych.scenes.scores import Score
 
-NAMES, PANEL, GAP, ROW, TOP = 170, 190, 30, 26, 48
+NAMES, PANEL, GAP, ROW, TOP = 170, 215, 30, 26, 48
 STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #333 } .small { font-size: 11px; fill: #777 }
   line { stroke: #ccc } .mean { stroke: #2563a8; stroke-width: 2.5 } circle { fill: #2563a8 } .seed { opacity: .4 }
