@@ -22,12 +22,12 @@ from diptych.methods.fd_loss import (
     QueueConfig,
     one_step_images,
 )
-from diptych.methods.prompt_vectors import PromptVectors, prompt_batch
 from diptych.methods.training import build_task
 from diptych.objectives.randomness import normal_from_seeds
 from diptych.recipes import blip3o, fd_loss
 from diptych.train.loop import train
 from diptych.train.recipe import CheckpointConfig, EvaluationConfig
+from diptych.unified.prompt_vectors import PromptVectors, prompt_batch
 
 SCENES = ScenesSource(task="text_to_image", caption_style="short", num_scenes=400, max_objects=2)
 PIXELS = {"pixels": FeatureNetwork("pixels@4")}

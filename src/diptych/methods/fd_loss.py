@@ -37,13 +37,13 @@ from diptych.frechet.moments import Moments
 from diptych.frechet.preprocessing import Outside
 from diptych.frechet.ratio import NUM_GROUPS, STUDENT_95, distance_estimate, fdr_k
 from diptych.frechet.warm_route import WarmRoute
-from diptych.methods.prompt_vectors import BATCH_SIZE, PromptVectors, prompt_batch
 from diptych.objectives.loss_term import LossTerm, Objective
 from diptych.objectives.randomness import normal_from_seeds
 from diptych.scenes.scores import Score, ScoreTable
 from diptych.train.checks import check_whole_batches
 from diptych.train.recipe import Stage
 from diptych.unified import UnifiedModel
+from diptych.unified.prompt_vectors import BATCH_SIZE, PromptVectors, prompt_batch
 
 _MEASURED = 512
 """Images or captions of which the scale of features and prompt vectors is taken."""

@@ -12,7 +12,7 @@ from diptych.data.batch import Batch
 from diptych.data.example import ImageOut
 from diptych.data.shuffle import derive_key
 from diptych.data.sources.protocol import BadRecord
-from diptych.unified import UnifiedModel
+from diptych.unified.model import UnifiedModel
 
 BATCH_SIZE = 64
 """Images or prompts at a time where no gradient is kept."""
