@@ -112,25 +112,31 @@ def _is_hidden_behind(spans: Sequence[Span], index: int) -> bool:
 def assign_rows(lengths: Sequence[int], row_length: int | None) -> list[list[int]]:
     """Which sequences share a row. ``row_length=None`` gives each its own row.
 
-    Otherwise rows have ``row_length`` positions, or as many as the longest sequence if that is more, and sequences are
-    placed longest first into the first row with room (first-fit decreasing). Rows, and the sequences in a row, are then
-    put back into the order of the input.
+    Otherwise there are as few rows of at most ``row_length`` positions (or as many as the longest sequence, if that is
+    more) as longest-first into the first row with room needs (first-fit decreasing), and their lengths are as equal as
+    longest-first into the emptiest row makes them: rows are padded to the longest. Rows, and the sequences in a row, are
+    then put back into the order of the input.
     """
     if row_length is None:
         return [[i] for i in range(len(lengths))]
     capacity = max(row_length, *lengths)
+    longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     rows: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        for row, left in enumerate(room):
-            if left >= lengths[index]:
-                rows[row].append(index)
-                room[row] -= lengths[index]
-                break
-        else:
-            rows.append([index])
-            room.append(capacity - lengths[index])
-    return sorted(sorted(row) for row in rows)
+    used: list[int] = []
+    for index in longest_first:
+        row = next((row for row, length in enumerate(used) if length + lengths[index] <= capacity), len(rows))
+        if row == len(rows):
+            rows.append([])
+            used.append(0)
+        rows[row].append(index)
+        used[row] += lengths[index]
+    level: list[list[int]] = [[] for _ in rows]
+    heights = [0] * len(rows)
+    for index in longest_first:
+        row = heights.index(min(heights))
+        level[row].append(index)
+        heights[row] += lengths[index]
+    return sorted(sorted(row) for row in (level if max(heights) <= max(used) else rows))
 
 
 @dataclass(frozen=True)
