@@ -114,8 +114,8 @@ def assign_rows(lengths: Sequence[int], row_length: int | None) -> list[list[int
 
     Otherwise there are as few rows of at most ``row_length`` positions (or as many as the longest sequence, if that is
     more) as longest-first into the first row with room needs (first-fit decreasing), and their lengths are as equal as
-    longest-first into the emptiest row makes them: rows are padded to the longest. Rows, and the sequences in a row, are
-    then put back into the order of the input.
+    longest-first into the emptiest row makes them, since rows are padded to the longest. Rows, and the sequences in a
+    row, are then put back into the order of the input.
     """
     if row_length is None:
         return [[i] for i in range(len(lengths))]
