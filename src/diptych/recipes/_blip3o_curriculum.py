@@ -191,12 +191,12 @@ def demo_stages(small: Mapping[str, Stage]) -> dict[str, Stage]:
         "read": replace(read, mix={"tell_few": 0.4, "tell": 0.6}, num_steps=300),
         "match": replace(small["match"], num_steps=200),
         "name": replace(small["name"], num_steps=300),
-        "compare": replace(read, mix={"ask_few": 0.5, "ask": 0.4, "tell": 0.1}, num_steps=700, batch_size=16),
+        "compare": replace(read, mix={"ask_few": 0.5, "ask": 0.4, "tell": 0.1}, num_steps=900, batch_size=16),
         "draw": replace(small["draw"], mix={"draw_one": 0.6, "ask_few": 0.3, "tell_few": 0.1}, num_steps=120),
         "arrange": replace(
             last,
-            mix={"draw_two": 0.3, "draw": 0.28, "ask_few": 0.17, "ask": 0.2, "tell": 0.05},
-            num_steps=1000,
+            mix={"draw_two": 0.29, "draw": 0.24, "ask_few": 0.2, "ask": 0.23, "tell": 0.04},
+            num_steps=920,
             optimizer=replace(last.optimizer, decay_fraction=0.5),
         ),
     }
