@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from diptych.data.sources.scenes import ScenesSource
-from diptych.methods.blip3o import Blip3oObjectives
+from diptych.methods.blip3o import Blip3oConfig, Blip3oObjectives
 from diptych.objectives.word_noise import _order_in_example, with_word_noise
 from tests.tiny_models import tiny_model
 
@@ -72,3 +72,8 @@ def test_examples_without_targets(model):
     batch = batch_of(model, [replace(DRAW, thinks=False).build().example(0, 0)], [1])
     assert not len(batch.target_ids)
     assert torch.equal(with_word_noise(batch, 0.5, model.tokenizer.vocab_size).token_ids, batch.token_ids)
+
+
+def test_a_share_is_one():
+    with pytest.raises(ValueError, match=r"model.word_noise must be a share from 0 to 1, got 30"):
+        Blip3oConfig(word_noise=30)

@@ -317,6 +317,10 @@ class Blip3oConfig:
     """Part -> model it is taken from, e.g. ``{"autoencoder": "diptych-scenes"}``; ``autoencoder.encoder`` takes the
     weights of one module inside a part."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.word_noise <= 1:
+            raise ValueError(f"model.word_noise must be a share from 0 to 1, got {self.word_noise}.")
+
     def build(self) -> UnifiedModel:
         """The model with fresh weights, except for the parts of ``start_from``."""
         tokenizer = self.tokenizer.build()
