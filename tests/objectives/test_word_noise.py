@@ -75,5 +75,5 @@ def test_examples_without_targets(model):
 
 
 def test_a_share_is_one():
-    with pytest.raises(ValueError, match=r"model.word_noise must be a share from 0 to 1, got 30"):
-        Blip3oConfig(word_noise=30)
+    with pytest.raises(ValueError, match=r"model.word_noise must be a share from 0 to 1, got 1.5"):
+        Blip3oConfig(word_noise=1.5)
