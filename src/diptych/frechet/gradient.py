@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from diptych.frechet.distance import congruence, factor
-from diptych.frechet.moments import Moments, add_scatter_, full_symmetric
+from diptych.frechet.moments import Moments, add_scatter_, mirror_
 from diptych.frechet.warm_route import WarmRoute
 
 
@@ -118,9 +118,8 @@ def _exact(
     if route is not None:
         route.restart(halves, roots, is_whole=bool(kept.all()))
     gradient = torch.zeros_like(covariance)
-    add_scatter_(gradient, halves.T)
-    gradient = -full_symmetric(gradient)
-    gradient.diagonal().add_(1)
+    add_scatter_(gradient, halves.T, -1.0)
+    mirror_(gradient).diagonal().add_(1)
     return roots.sum(), gradient
 
 
@@ -136,7 +135,7 @@ class _Scatter(torch.autograd.Function):
         ctx.save_for_backward(rows)
         products = rows.new_zeros(rows.shape[1], rows.shape[1])
         add_scatter_(products, rows)
-        return full_symmetric(products)
+        return mirror_(products)
 
     @staticmethod
     @once_differentiable

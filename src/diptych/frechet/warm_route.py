@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diptych.frechet.moments import add_scatter_, full_symmetric
+from diptych.frechet.moments import add_scatter_, mirror_
 
 _NUM_BANDS = 16
 _TURNS_BEFORE_CHECK = 2
@@ -99,7 +99,7 @@ class WarmRoute:
             rows = roots.sqrt()[:, None] * near_one
             residual = torch.zeros_like(near_one)
             add_scatter_(residual, rows)
-            near_one = near_one + full_symmetric((goal - residual) / sums)
+            near_one = near_one + mirror_((goal - residual) / sums)
             if turn < _TURNS_BEFORE_CHECK:
                 continue
             lower, info = torch.linalg.cholesky_ex(near_one)
@@ -144,10 +144,10 @@ class WarmRoute:
 
     def _gradient(self, low: Tensor, lower: Tensor) -> Tensor:
         """``I - P X^(-1) P^T`` of ``X = L L^T``."""
-        halves = torch.linalg.solve_triangular(lower, low.T, upper=False)
+        halves = torch.linalg.solve_triangular(lower.T, low, upper=True, left=False)
         outer = low.new_zeros(low.shape[0], low.shape[0])
-        add_scatter_(outer, halves)
-        gradient = -full_symmetric(outer).double()
+        add_scatter_(outer, halves.T, -1.0)
+        gradient = mirror_(outer).double()
         gradient.diagonal().add_(1)
         return gradient
 
