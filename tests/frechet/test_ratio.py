@@ -7,7 +7,7 @@ import torch
 
 from diptych.frechet.distance import frechet_distance
 from diptych.frechet.moments import Moments
-from diptych.frechet.ratio import NUM_GROUPS, PAPER_NORMALISERS, distance_estimate, fdr, fdr_k, merged
+from diptych.frechet.ratio import NUM_GROUPS, PAPER_NORMALISERS, distance_estimate, fdr, fdr_k, merged, random_groups
 
 
 def gaussian_groups(num, shift, generator, dim=3):
@@ -46,6 +46,25 @@ def test_the_paper_s_constants_say_how_exact_they_are():
 def test_groups_merge_to_the_whole():
     groups = gaussian_groups(200, 0.5, torch.Generator().manual_seed(0))
     assert merged(groups).count == 200 and merged(groups, without=3).count == 180
+
+
+@pytest.mark.parametrize("order", ["class by class", "classes in turn", "mixed"])
+def test_no_order_of_the_images_moves_an_interval(order):
+    """Ten classes far apart, a hundred rows of each: the error is that of the draw, not of the classes."""
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(10, 100, 4, generator=generator) + 5 * torch.randn(10, 1, 4, generator=generator)
+    exact_side = Moments(4)
+    exact_side.update(rows.flatten(0, 1) + 0.1)
+    rows = {"class by class": rows, "classes in turn": rows.transpose(0, 1)}.get(order, rows).flatten(0, 1)
+    if order == "mixed":
+        rows = rows[torch.randperm(1000, generator=generator)]
+    groups = []
+    for numbers in random_groups(len(rows)):
+        groups.append(Moments(4))
+        groups[-1].update(rows[numbers])
+    assert sorted(torch.cat(random_groups(1003)).tolist()) == list(range(1003))
+    error = distance_estimate(groups, [exact_side]).standard_error
+    assert 0.03 < error < 0.3  # with classes in turn and every tenth row to a group it would be 6.6
 
 
 def test_the_error_of_a_distance_is_that_of_repeated_draws():

@@ -195,16 +195,16 @@ def picture_distances(
 ) -> dict[str, dict[str, Any]]:
     """FD of what was drawn from ``reference``, and FDr in units of that of ``validation`` (real too) from it."""
     from diptych.frechet.distance import frechet_distance
-    from diptych.frechet.ratio import NUM_GROUPS, distance_estimate, fdr, merged
+    from diptych.frechet.ratio import distance_estimate, fdr, merged, random_groups
 
     found = {}
     for name, network in networks.items():
         sides = []
         for images in (drawn, reference, validation):
             rows, groups = feature_rows(network, images).cpu(), []
-            for group in range(NUM_GROUPS):
+            for group in random_groups(len(rows)):
                 groups.append(network.new_moments())
-                groups[-1].update(rows[group::NUM_GROUPS])
+                groups[-1].update(rows[group])
             sides.append(groups)
         estimate = distance_estimate(sides[0], sides[1])
         unit = frechet_distance(merged(sides[2]), merged(sides[1]))

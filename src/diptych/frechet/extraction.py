@@ -21,6 +21,7 @@ from jaxtyping import Float, UInt64
 from diptych.frechet.features import Features
 from diptych.frechet.moments import Moments
 from diptych.frechet.preprocessing import Outside, unit_images
+from diptych.frechet.ratio import random_groups
 
 CHUNK_SIZE = 512
 """Pictures in a file."""
@@ -78,11 +79,11 @@ class ExtractedSet:
     """Name and fault of every picture that could not be read."""
 
     def grouped_moments(self, features: Features, num_groups: int) -> list[Moments]:
-        """Moments of every ``num_groups``-th row, from 0, 1, ... on; sets in the order of classes stay balanced."""
+        """Moments of groups of rows that are drawn, so that no order of the pictures matters."""
         groups = []
-        for group in range(num_groups):
+        for rows in random_groups(len(self.features), num_groups):
             moments = features.new_moments()
-            moments.update(torch.from_numpy(np.ascontiguousarray(self.features[group::num_groups])))
+            moments.update(torch.from_numpy(self.features[rows.numpy()]))
             groups.append(moments)
         return groups
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from diptych.frechet.distance import frechet_distance
 from diptych.frechet.interval import jackknife_variance
@@ -82,6 +83,16 @@ def fdr_k(ratios: Mapping[str, float]) -> float:
     if not ratios:
         raise ValueError("FDr^k is a mean over representations, got none.")
     return sum(ratios.values()) / len(ratios)
+
+
+def random_groups(num_rows: int, num_groups: int = NUM_GROUPS) -> list[Tensor]:
+    """Row numbers of groups as equal as can be, the same every time.
+
+    Drawn, since images may stand class by class, or class after class in turn: either order would give some groups
+    other images than others, and an interval that has nothing to do with the draw of the images.
+    """
+    order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(0))
+    return [order[group::num_groups] for group in range(num_groups)]
 
 
 def merged(groups: Sequence[Moments], without: int | None = None) -> Moments:
