@@ -8,12 +8,16 @@ import torch
 
 from diptych.data.pictures import EncodedPictures
 from diptych.data.sources.blob_npz import BlobNpz
+from diptych.data.sources.scenes import ScenesSource
 from diptych.frechet.distance import frechet_distance
 from diptych.frechet.extraction import PixelRule, extract, extraction_folder, missing_chunks, read_extracted
 from diptych.frechet.features import Features, module_features
 from diptych.frechet.ratio import PAPER_NORMALISERS
 from diptych.interop.feature_networks import NAMES, TOWERS, FeatureNetwork, load_features
 from diptych.recipes import clip
+from diptych.scenes.draw import draw
+from diptych.scenes.labels import LABELS, cell_labels
+from diptych.scenes.scene import SHAPES
 from tests.interop.test_plain_graph import write_classifier
 
 
@@ -57,6 +61,33 @@ def test_pixels_are_the_image_itself():
     images = torch.rand(2, 3, 4, 4)
     assert features.dim == 48 and load_features("pixels").dim == 192
     torch.testing.assert_close(features(images, (0, 1)), images.flatten(1))
+
+
+def test_the_networks_in_the_box_were_trained_for_different_tasks():
+    """Each explains most of what it was trained for (by least squares on its features), on pictures it has not seen."""
+    source = ScenesSource(num_scenes=1200, split="test", image_size=64, seed=5).build()
+    scenes = [source.scene(index) for index in range(1200)]
+    pictures = torch.stack([torch.from_numpy(draw(scene, 64)).permute(2, 0, 1) for scene in scenes])
+    grids = torch.stack([torch.from_numpy(cell_labels(scene, 8)) for scene in scenes])
+    targets = {
+        "objects": grids.amax((2, 3))[:, [LABELS.index(name) for name in SHAPES]],
+        "layout": grids[:, 0].flatten(1),
+        "autoencoder": torch.nn.functional.avg_pool2d(pictures.float(), 8).flatten(1),
+    }
+    explained = {}
+    for name in targets:
+        features = load_features(f"scenes-{name}")
+        assert features.dim == 64 and features.preprocessing.size == (64, 64)
+        rows = torch.cat([features(pictures).double(), torch.ones(1200, 1, dtype=torch.float64)], dim=1)
+        for task, target in targets.items():
+            target = target.double()
+            weights = torch.linalg.lstsq(rows[:900], target[:900]).solution
+            error = (rows[900:] @ weights - target[900:]).square().mean()
+            explained[name, task] = 1 - (error / target[900:].sub(target[:900].mean(0)).square().mean()).item()
+    for task in targets:
+        own = explained[task, task]
+        others = [value for (name, of), value in explained.items() if of == task and name != task]
+        assert own > 0.2 and own > max(others) + 0.05, explained
 
 
 def test_a_function_of_the_users():

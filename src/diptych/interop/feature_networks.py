@@ -42,7 +42,11 @@ TOWERS = {
     "clip": Tower("openai/clip-vit-large-patch14", 256, "class-token"),
     "ijepa": Tower("facebook/ijepa_vith14_22k", 224, "mean"),
 }
-NAMES = ("inception", "inception-signed", *TOWERS, "scenes", "pixels")
+SCENE_NETWORKS = Path(__file__).parent.parent / "assets" / "networks"
+"""Small networks in the package, trained on the built-in world by ``scripts/scene_networks.py``."""
+_IN_THE_BOX = {f"scenes-{task}": task for task in ("objects", "layout", "autoencoder")}
+
+NAMES = ("inception", "inception-signed", *TOWERS, "scenes", *_IN_THE_BOX, "pixels")
 
 PIXELS_SIDE = 8
 
@@ -67,7 +71,9 @@ def load_features(spec: str, dtype: FeatureDtype = "float32") -> Features:
     ``inception[=FILE]``: FID's, pixels as ``(x - 128) / 128`` like the original graph, ADM and torch-fidelity;
     ``inception-signed`` takes them as ``2 x - 1`` like pytorch-fid and FD-loss. ``dinov2[=FOLDER or hub id]`` and the
     other towers. ``scenes[=MODEL]``: the encoder that a model of ours draws by, or the one of `methods.clip`.
-    ``pixels``: the image itself at 8 pixels a side, a network that everybody has. ``NAME=NET.graph.json``,
+    ``scenes-objects``, ``scenes-layout``, ``scenes-autoencoder``: small networks that were trained on the built-in
+    world to tell what there is, where something is, and to pack the picture. ``pixels``: the image itself at 8 pixels a
+    side, a network that everybody has. ``NAME=NET.graph.json``,
     ``NAME=resnet20.safetensors`` (of CIFAR), and ``NAME=package.module:function`` for a function without arguments
     that returns ``Features``.
 
@@ -100,6 +106,8 @@ def _load(name: str, where: str, dtype: FeatureDtype, side: int | None = None) -
     if name == "pixels":
         shrunk = (side or PIXELS_SIDE,) * 2
         return module_features(nn.Flatten(), name=name, dim=3 * shrunk[0] ** 2, size=shrunk, dtype=dtype)
+    if name in _IN_THE_BOX and not where:
+        where = str(SCENE_NETWORKS / f"{_IN_THE_BOX[name]}.graph.json")
     if where.endswith(".graph.json"):
         graph = load_plain_graph_encoder(where)
         size = graph.trained_size if side is None else (side, side)

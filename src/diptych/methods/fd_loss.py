@@ -35,7 +35,7 @@ from diptych.frechet.gradient import FrechetReference
 from diptych.frechet.loss import FDLoss, Representation
 from diptych.frechet.moments import Moments
 from diptych.frechet.preprocessing import Outside
-from diptych.frechet.ratio import NUM_GROUPS, STUDENT_95, distance_estimate, fdr_k
+from diptych.frechet.ratio import NUM_GROUPS, STUDENT_95, distance_estimate, fdr_k, random_groups
 from diptych.frechet.warm_route import WarmRoute
 from diptych.objectives.loss_term import LossTerm, Objective
 from diptych.objectives.randomness import normal_from_seeds
@@ -357,35 +357,41 @@ class FDPostTraining:
         """What ``evaluation.scorers`` may name beside the benchmarks of the model itself."""
         return {"fdr": self.score}
 
-    @torch.no_grad()
     def score(self, model: UnifiedModel, num_images: int, seed: int) -> list[ScoreTable]:
         """FDr in every space, trained and held out: of this model in one step, of the model it started from in one step
-        and in its own number, and of real images (1 by definition). Images are of 8 bits, as if saved."""
+        and in its own number, and of real images (1 by definition)."""
+        base = self.config.build().to(self.model.device).eval()
+        makers: dict[str, Callable[[Batch], Sequence[Tensor]]] = {
+            "model": partial(one_step_images, model),
+            "before, 1 step": partial(one_step_images, base),
+            f"before, {base.draw_settings.num_steps} steps": partial(drawn_images, base),
+        }
+        return self.tables(makers, num_images)
+
+    @torch.no_grad()
+    def tables(self, makers: Mapping[str, Callable[[Batch], Sequence[Tensor]]], num_images: int) -> list[ScoreTable]:
+        """FDr in every space of whatever draws what a batch asks for, by name.
+
+        Prompts are fresh ones of the reference, images are of 8 bits, as if saved.
+        """
         names = list(self.networks)
         indices = range(self.config.num_reference, self.config.num_reference + num_images)
         references = {name: self.reference(name) for name in names}
         real = self.real_features(indices, names)
         units = {name: frechet_distance(_moments(rows), references[name]) for name, rows in real.items()}
-        base = self.config.build().to(self.model.device).eval()
-        steps = base.draw_settings.num_steps
-        makers: dict[str, Callable[[Batch], Sequence[Tensor]]] = {
-            "model": partial(one_step_images, model),
-            "before, 1 step": partial(one_step_images, base),
-            f"before, {steps} steps": partial(_drawn_images, base),
-        }
-        tables = []
+        found = []
         for contender, draw in makers.items():
             rows = self._collected(indices, draw, names, is_saved=True)
-            tables.append(self._table(contender, rows, references, units))
-        return tables
+            found.append(self._table(contender, rows, references, units))
+        return found
 
     def _table(
         self, contender: str, rows: Mapping[str, Tensor], references: Mapping[str, Moments], units: Mapping[str, float]
     ) -> ScoreTable:
         categories, distances, variance = {}, {}, 0.0
         for name, features in rows.items():
-            found = distance_estimate([_moments(features[group::NUM_GROUPS]) for group in range(NUM_GROUPS)],
-                                      [references[name]])  # fmt: skip
+            groups = [_moments(features[group]) for group in random_groups(len(features))]
+            found = distance_estimate(groups, [references[name]])
             unit = units[name]
             categories[name] = Score(found.value / unit, found.low / unit, found.high / unit, len(features), NUM_GROUPS)
             distances[name] = found.value
@@ -423,7 +429,7 @@ def one_step_images(
     return images
 
 
-def _drawn_images(model: UnifiedModel, batch: Batch) -> list[Float[Tensor, "images 3 height width"]]:
+def drawn_images(model: UnifiedModel, batch: Batch) -> list[Float[Tensor, "images 3 height width"]]:
     """What the batch asks for, drawn as the model is set to draw, clipped; the noise is that of `one_step_images`."""
     images = []
     for condition, mask, noise in _conditions(model, batch):

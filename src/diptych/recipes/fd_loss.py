@@ -31,14 +31,19 @@ def tiny() -> Recipe[FDLossConfig]:
     """The bundled model, a few dozen steps with the networks in the box; for tests and a first look.
 
     Draws without a thought: after one, the place of everything is known and a single step is nearly enough already.
-    Trained in the space of the encoder that the model draws by; pixels of tiny pictures are held out.
+    Trained in the space of the encoder that the model draws by; two networks that were trained for other tasks, and
+    pixels of tiny pictures, are held out.
     """
     scenes = ScenesSource(num_scenes=100_000, task="text_to_image", caption_style="short", max_objects=4)
     return Recipe(
         name="fd_loss:tiny",
         model=FDLossConfig(
             representations={"scenes": FeatureNetwork("scenes")},
-            held_out={"pixels": FeatureNetwork("pixels")},
+            held_out={
+                "objects": FeatureNetwork("scenes-objects"),
+                "layout": FeatureNetwork("scenes-layout"),
+                "pixels": FeatureNetwork("pixels"),
+            },
             reference=replace(scenes, seed=11),
             num_reference=2000,
             num_warm_start=512,
@@ -62,7 +67,8 @@ def tiny() -> Recipe[FDLossConfig]:
 
 
 def small() -> Recipe[FDLossConfig]:
-    """The bundled model in one step, by two representations: its own encoder's and CLIP's (of ``clip:small``).
+    """The bundled model in one step, by three representations: its own encoder's, one that tells objects, and one that
+    was trained as an autoencoder.
 
     Begins with a window of about ten batches and ends with one of a hundred. The paper (section 4.1) takes a decay of
     0.999 throughout, at learning rates of 1e-6 to 1e-5 and 62,500 steps; from a base whose one-step pictures are far
@@ -74,7 +80,12 @@ def small() -> Recipe[FDLossConfig]:
         name="fd_loss:small",
         model=replace(
             base.model,
-            representations={"scenes": FeatureNetwork("scenes"), "clip": FeatureNetwork("scenes=runs/clip_small")},
+            representations={
+                "scenes": FeatureNetwork("scenes"),
+                "objects": FeatureNetwork("scenes-objects"),
+                "autoencoder": FeatureNetwork("scenes-autoencoder"),
+            },
+            held_out={"layout": FeatureNetwork("scenes-layout"), "pixels": FeatureNetwork("pixels")},
             population=MovingAverageConfig(decay=0.9, final_decay=0.99),
             num_reference=20_000,
             num_warm_start=4096,
