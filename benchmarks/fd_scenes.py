@@ -2,8 +2,8 @@
 
 ``spaces`` makes the bundled model a one-step model by the distance in one space, in two and in three, each of a network
 trained for another task (what there is, where something is, an autoencoder); two more are always held out.
-``populations`` goes on from the one of three spaces with a small learning rate, in one space, and batches smaller than
-its features are wide: the batch alone, moving averages and queues of growing windows (the paper's figure 4).
+``populations`` goes on from a longer run in three spaces with a small learning rate, in one space, and batches smaller
+than its features are wide: the batch alone, moving averages and queues of growing windows (the paper's figure 4).
 ``prompts`` draws the GenEval twin before and after, with the distance of pictures alone (marginal, the paper's) and of
 pictures together with a vector of the prompt (joint).
 
@@ -76,8 +76,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/fd-scenes"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300, help="of a run of spaces and prompts")
-    parser.add_argument("--population-steps", type=int, default=600, help="of a run of populations")
+    parser.add_argument("--steps", type=int, default=150, help="of a run of spaces and prompts")
+    parser.add_argument("--start-steps", type=int, default=600, help="of the run that populations go on from")
+    parser.add_argument("--population-steps", type=int, default=300, help="of a run of populations")
     parser.add_argument("--lr", type=float, default=5e-5, help="of a run of populations")
     parser.add_argument("--images", type=int, default=2000, help="pictures of a score")
     parser.add_argument("--prompts", type=int, default=60, help="of each of the twin's six categories")
@@ -245,7 +246,9 @@ def spaces(options: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
 
 
 def populations(options: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
-    first = run_of(options, "spaces", " + ".join(SPACES[-1]), 0, SPACES[-1], options.steps)
+    first = run_of(options, "populations", "start", 0, SPACES[-1], options.start_steps)
+    growing = MovingAverageConfig(decay=0.9, final_decay=0.98)
+    first = replace(first, recipe=replace(first.recipe, model=replace(first.recipe.model, population=growing)))
     start = pool.submit(outcome, first).result()["FDr"]
     runs = []
     for seed in range(options.seeds):

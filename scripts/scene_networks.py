@@ -29,8 +29,8 @@ BATCH = 128
 
 
 def graph_of(name: str) -> tuple[dict[str, Any], dict[str, list[int]]]:
-    """Strided convolutions to a map of 8 x 8; its mean for ``objects``, else one more and a dense layer that knows
-    where."""
+    """Strided convolutions to a map of 8 x 8; for ``objects`` the mean of one more, which does not know where, else a
+    dense layer on one of 4 x 4. The features are linear: no rectifier makes them sparse."""
     plan = [(32, 3, 2, 1), (48, 3, 2, 1), (64, 3, 2, 1)]
     plan += [(WIDTH, 3, 1, 1)] if name == "objects" else [(96, 3, 2, 1), (WIDTH, 4, 1, 0)]
     nodes: list[dict[str, Any]] = []
@@ -43,7 +43,7 @@ def graph_of(name: str) -> tuple[dict[str, Any], dict[str, list[int]]]:
             {
                 "op": "conv2d", "in": [before], "out": out, "weight": f"{out}.weight", "bias": f"{out}.bias",
                 "stride": [stride, stride], "pad": [pad] * 4, "dilation": [1, 1], "groups": 1,
-                "act": "none" if number == len(plan) and name != "objects" else "relu",
+                "act": "none" if number == len(plan) else "relu",
             }
         )  # fmt: skip
         before, channels = out, width
