@@ -59,14 +59,16 @@ SPACES: tuple[tuple[str, ...], ...] = (
 )
 BATCH = 48
 """Fewer than the 64 features of the first three."""
+POPULATION_BATCH = 16
+"""Fewer still, so that a batch alone says little of a population."""
 POPULATIONS = {
     "batch alone": BatchOnlyConfig(),
     "average 0.9": MovingAverageConfig(decay=0.9),
     "average 0.99": MovingAverageConfig(decay=0.99),
     "average 0.999": MovingAverageConfig(decay=0.999),
-    "queue of 10 batches": QueueConfig(size=10 * BATCH),
-    "queue of 100 batches": QueueConfig(size=100 * BATCH),
-    "queue of 1000 batches": QueueConfig(size=1000 * BATCH),
+    "queue of 10 batches": QueueConfig(size=10 * POPULATION_BATCH),
+    "queue of 100 batches": QueueConfig(size=100 * POPULATION_BATCH),
+    "queue of 1000 batches": QueueConfig(size=1000 * POPULATION_BATCH),
 }
 JOINT_WIDTHS = {"marginal": 0, "joint": 16}
 
@@ -75,11 +77,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/fd-scenes"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=200, help="of a run of spaces and prompts")
     parser.add_argument("--start-steps", type=int, default=400, help="of the run that populations go on from")
-    parser.add_argument("--population-steps", type=int, default=300, help="of a run of populations")
-    parser.add_argument("--lr", type=float, default=5e-5, help="of a run of populations")
+    parser.add_argument("--population-steps", type=int, default=400, help="of a run of populations")
+    parser.add_argument("--lr", type=float, default=1e-4, help="of a run of populations")
     parser.add_argument("--images", type=int, default=2000, help="pictures of a score")
     parser.add_argument("--prompts", type=int, default=60, help="of each of the twin's six categories")
     parser.add_argument(
@@ -258,7 +260,7 @@ def populations(options: argparse.Namespace, pool: ProcessPoolExecutor) -> None:
             run = run_of(options, "populations", title, seed, SPACES[0], options.population_steps)
             stage = run.recipe.stages["one_step"]
             model = replace(run.recipe.model, start_from=str(first.folder), population=population, num_warm_start=2048)
-            stage = replace(stage, optimizer=replace(stage.optimizer, lr=options.lr))
+            stage = replace(stage, batch_size=POPULATION_BATCH, optimizer=replace(stage.optimizer, lr=options.lr))
             runs.append(replace(run, recipe=replace(run.recipe, model=model, stages={"one_step": stage})))
     found = outcomes(pool, runs)
     rows = {"before": [with_mean(start)]}
@@ -273,7 +275,7 @@ def window(population: Any) -> float:
     """In batches."""
     if isinstance(population, MovingAverageConfig):
         return 1 / (1 - population.decay)
-    return population.size / BATCH if isinstance(population, QueueConfig) else 1
+    return population.size / POPULATION_BATCH if isinstance(population, QueueConfig) else 1
 
 
 def plot(found: Mapping[str, Sequence[Mapping[str, Any]]], start: Mapping[str, float], path: Path) -> None:

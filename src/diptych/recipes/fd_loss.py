@@ -70,7 +70,7 @@ def small() -> Recipe[FDLossConfig]:
     """The bundled model in one step, by three representations: its own encoder's, one that tells objects, and one that
     was trained as an autoencoder.
 
-    Begins with a window of about ten batches and ends with one of a hundred. The paper (section 4.1) takes a decay of
+    Begins with a window of about five batches and ends with one of fifty. The paper (section 4.1) takes a decay of
     0.999 throughout, at learning rates of 1e-6 to 1e-5 and 62,500 steps; from a base whose one-step pictures are far
     from real that diverges in a short training.
     """
@@ -86,7 +86,7 @@ def small() -> Recipe[FDLossConfig]:
                 "autoencoder": FeatureNetwork("scenes-autoencoder"),
             },
             held_out={"layout": FeatureNetwork("scenes-layout"), "pixels": FeatureNetwork("pixels")},
-            population=MovingAverageConfig(decay=0.9, final_decay=0.99),
+            population=MovingAverageConfig(decay=0.8, final_decay=0.98),
             num_reference=20_000,
             num_warm_start=4096,
         ),
@@ -95,7 +95,7 @@ def small() -> Recipe[FDLossConfig]:
                 base.stages["one_step"],
                 num_steps=4000,
                 batch_size=64,
-                optimizer=OptimizerConfig(lr=3e-4, warmup_steps=100, betas=(0.9, 0.95)),
+                optimizer=OptimizerConfig(lr=1e-4, warmup_steps=100, betas=(0.9, 0.95)),
             )
         },
         evaluation=EvaluationConfig(scorers=("fdr", "geneval"), num_prompts=2000),
