@@ -102,7 +102,8 @@ class MovingAverage:
         batch_mean, products = _batch_moments(features)
         delta = batch_mean - old_mean
         mean = old_mean + (1 - decay) * delta
-        covariance = decay * old_covariance + (1 - decay) * (products / len(features) + decay * delta.outer(delta))
+        between = (decay * (1 - decay) * delta).outer(delta)
+        covariance = torch.add(decay * old_covariance, products, alpha=(1 - decay) / len(features)) + between
         self._pending = (mean.detach(), covariance.detach())
         return mean, covariance
 
