@@ -118,6 +118,21 @@ def test_the_charts_of_a_run(run: Path):
     assert charts["Scores during the run"].lines[0].y == (40 / 200, 140 / 200)
 
 
+def test_what_a_method_counts_beside_its_losses_has_a_chart(run: Path):
+    """FD-loss's loss stays where it is; its distances tell the progress."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines()
+    for number, text in enumerate(lines[:-1]):  # the last one is cut off
+        line = json.loads(text)
+        if line["event"] == "train" and line["stage"] == "generation":
+            lines[number] = json.dumps(line | {"fd/scenes": 9.0, "fd/pixels": 4.0, "fd_error/scenes": 1e-5})
+    file.write_text("\n".join(lines))
+    charts = {chart.title: chart for chart in report_data_from_run(run).charts}
+    assert [line.name for line in charts["generation: fd"].lines] == ["scenes", "pixels"]
+    assert charts["generation: fd"].lines[0].y == (9.0,) * 10
+    assert "generation: fd_error" in charts and "understanding: fd" not in charts
+
+
 def test_sample_grids_become_strips(run: Path):
     strips = {strip.title: strip for strip in report_data_from_run(run).filmstrips}
     assert set(strips) == set(STAGES)

@@ -36,7 +36,8 @@ def add_arguments(parser: Parser) -> None:
         "--features",
         default="inception",
         metavar="NAMES",
-        help="of inception, dinov2, dinov3, mae, clip, siglip, siglip2, convnextv2, ijepa, scenes, or NAME=WHERE "
+        help="of inception, dinov2, dinov3, mae, clip, siglip, siglip2, convnextv2, ijepa, scenes, scenes-objects, "
+        "scenes-layout, scenes-autoencoder, pixels, or NAME=WHERE "
         "(default: inception)",
     )
     parser.add_argument(

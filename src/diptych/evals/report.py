@@ -242,6 +242,12 @@ def _score_board(table: ScoreBoard) -> Html:
     # The systems under test are coloured; what they are compared with stays grey.
     tested = [system for system in table.systems if system not in table.references]
     styles = {system: f"c{index % 6}" for index, system in enumerate(tested)}
+    tracks = []
+    for row in table.rows:
+        dots = [(system, row.scores[system], styles[system]) for system in tested if system in row.scores]
+        ticks = [(system, row.scores[system].value) for system in table.references if system in row.scores]
+        tracks.append(interval_track(dots, ticks) if dots else Html(""))
+    has_plot = any(tracks)  # distances and rewards have no scale from 0 to 1
     head = element(
         "tr",
         element("th", ""),
@@ -253,14 +259,12 @@ def _score_board(table: ScoreBoard) -> Html:
             )
             for system in table.systems
         ],
-        element("th", element("span", "0"), element("span", "1"), class_="plot"),
+        element("th", element("span", "0"), element("span", "1"), class_="plot") if has_plot else None,
     )
     rows = []
-    for row in table.rows:
+    for row, track in zip(table.rows, tracks, strict=True):
         cells = [_score_cell(row.scores.get(system), system in table.references) for system in table.systems]
-        dots = [(system, row.scores[system], styles[system]) for system in tested if system in row.scores]
-        ticks = [(system, row.scores[system].value) for system in table.references if system in row.scores]
-        plot = element("td", interval_track(dots, ticks) if dots else None, class_="plot")
+        plot = element("td", track, class_="plot") if has_plot else None
         rows.append(element("tr", element("td", row.name), cells, plot, class_="total" if row.is_total else None))
     body = element("table", element("thead", head), element("tbody", rows), class_="scores")
     return join([_heading(table.title, table.note), element("div", body, class_="scroll")])

@@ -186,6 +186,12 @@ def _loss_charts(stage: str, lines: Sequence[Mapping[str, Any]]) -> list[Chart]:
                 colors="levels",
             )
         )
+    # what a method counts beside its losses, such as fd/NAME
+    own = [key for line in lines for key in line if "/" in key and not key.startswith("loss/")]
+    for group in dict.fromkeys(key.partition("/")[0] for key in own):
+        members = [key for key in dict.fromkeys(own) if key.startswith(f"{group}/")]
+        by_name = tuple(_line(lines, key, key.partition("/")[2], x_key) for key in members)
+        charts.append(Chart(title=f"{prefix}{group}", x_label="step of the stage", y_label=group, lines=by_name))
     return charts
 
 
